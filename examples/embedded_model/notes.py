@@ -1,0 +1,186 @@
+"""Notes about a few people, and questions about them: facts that can only be known from the context.
+
+Every fact is a (person, kind, value). A kind has verb phrases ("lives in {v}"), noun phrases ("{n}'s home is in {v}"),
+questions, and a reverse question whose answer is the person. The phrasings after `HELD` are never trained on, and
+neither are the pairs of name and value for which `is_held_out_pair` is true.
+"""
+
+from collections import namedtuple
+
+Context = namedtuple("Context", "text questions chance header", defaults=(0.0, ""))
+Question = namedtuple("Question", "question answer kind person")
+Kind = namedtuple("Kind", "values verbs nouns questions who")
+
+HELD = None  # stands between the phrasings for training and the held-out ones
+
+NAMES = ("Mara Tom Anna Ben Clara David Ella Frank Greta Henry Iris Jack Kate Leo Lucy Max Nora Oscar Paul Rosa Sam Tina "
+         "Victor Wanda Adam Bella Carl Dora Emma Felix Hugo Ida Jonas Karin Lars Maya Nina Otto Peter Ruth Simon Vera "
+         "Walter Zoe Alex Bruno Daisy Eric Fiona George Helen Ivan Julia Kurt Lena Mark Olga Philip Rita Stefan").split()
+
+KINDS = {
+    "place": Kind(
+        "Oslo Paris Rome London Berlin Madrid Vienna Lisbon Athens Dublin Prague Warsaw Cairo Delhi Tokyo Lima Boston "
+        "Denver Dallas Milan Venice Geneva Moscow Hamburg".split(),
+        ("lives in {v}", "has a home in {v}", "has a house in {v}", HELD, "lives in the city of {v}"),
+        ("{n}'s home is in {v}", "The home of {n} is in {v}", "The city where {n} lives is {v}", HELD, "{n}'s house is in {v}"),
+        ("Where does {n} live?", "Where is {n}'s home?", "In which city does {n} live?", "What city is the home of {n}?",
+         HELD, "In which city is {n}'s home?", "Where does {n} have a home?"),
+        ("Who lives in {v}?", "Who has a home in {v}?", HELD, "Whose home is in {v}?")),
+    "job": Kind(
+        "baker doctor teacher farmer lawyer nurse painter pilot sailor tailor waiter writer driver singer dancer judge "
+        "clerk cook priest soldier miner hunter plumber carpenter".split(),
+        ("works as a {v}", "is a {v}", "earns money as a {v}", HELD, "has work as a {v}"),
+        ("{n}'s job is {v}", "The job of {n} is {v}", "The work that {n} does is that of a {v}", HELD, "{n}'s work is that of a {v}"),
+        ("What is {n}'s job?", "What work does {n} do?", "What does {n} work as?", "Which job does {n} have?",
+         HELD, "What is the job of {n}?", "As what does {n} work?"),
+        ("Who works as a {v}?", "Who is the {v}?", HELD, "Whose job is {v}?")),
+    "age": Kind(
+        [str(age) for age in range(21, 69, 2)],
+        ("is {v} years old", "turned {v} this year", "has the age of {v}", HELD, "is now {v} years of age"),
+        ("{n}'s age is {v}", "The age of {n} is {v}", "In years, {n} is {v}", HELD, "{n}'s age this year is {v}"),
+        ("How old is {n}?", "What is {n}'s age?", "How many years old is {n}?", "What age is {n}?",
+         HELD, "What is the age of {n}?", "How many years does {n} have?"),
+        ("Who is {v} years old?", "Who turned {v} this year?", HELD, "Whose age is {v}?")),
+    "pet": Kind(
+        "cat dog horse rabbit parrot goat hamster turtle snake pony goose duck mouse lizard frog donkey sheep pig "
+        "canary spider fox raven hen kitten".split(),
+        ("has a {v}", "keeps a pet {v}", "owns a {v} as a pet", HELD, "has a {v} for a pet"),
+        ("{n}'s pet is a {v}", "The pet of {n} is a {v}", "The animal that {n} keeps is a {v}", HELD, "{n}'s animal is a {v}"),
+        ("What pet does {n} have?", "Which animal does {n} keep?", "What is {n}'s pet?", "What kind of pet does {n} own?",
+         HELD, "Which pet does {n} keep?", "What animal is {n}'s pet?"),
+        ("Who has a {v}?", "Who keeps a {v}?", HELD, "Whose pet is a {v}?")),
+    "colour": Kind(
+        "red blue green yellow black white brown grey pink purple orange silver gold violet".split(),
+        ("likes the colour {v}", "loves the colour {v}", "mostly wears {v}", HELD, "likes to wear {v}"),
+        ("{n}'s favourite colour is {v}", "The favourite colour of {n} is {v}", "The colour that {n} likes is {v}",
+         HELD, "The colour that {n} loves is {v}"),
+        ("What is {n}'s favourite colour?", "Which colour does {n} like?", "What colour does {n} love?",
+         "What is the colour that {n} likes?", HELD, "Which colour is {n}'s favourite?", "What colour does {n} like best?"),
+        ("Who likes the colour {v}?", "Who loves {v}?", HELD, "Whose favourite colour is {v}?")),
+    "food": Kind(
+        "bread soup cheese rice fish pasta salad honey cake apples cherries grapes pears plums nuts beans eggs "
+        "butter onions potatoes carrots pie sausage chocolate".split(),
+        ("eats {v}", "likes to eat {v}", "always eats {v} for dinner", HELD, "loves to eat {v}"),
+        ("{n}'s favourite food is {v}", "The favourite food of {n} is {v}", "The food that {n} likes is {v}",
+         HELD, "The food that {n} eats is {v}"),
+        ("What does {n} eat?", "What is {n}'s favourite food?", "What food does {n} like?", "What does {n} like to eat?",
+         HELD, "Which food does {n} eat?", "Which food is {n}'s favourite?"),
+        ("Who eats {v}?", "Who likes to eat {v}?", HELD, "Whose favourite food is {v}?")),
+    "music": Kind(
+        "piano violin guitar flute drum trumpet harp cello organ horn banjo fiddle clarinet tuba".split(),
+        ("plays the {v}", "is learning the {v}", "makes music on the {v}", HELD, "is learning to play the {v}"),
+        ("{n}'s instrument is the {v}", "The instrument of {n} is the {v}", "The instrument that {n} plays is the {v}",
+         HELD, "The music that {n} makes is on the {v}"),
+        ("What instrument does {n} play?", "What is {n}'s instrument?", "Which instrument does {n} play?",
+         "On what does {n} make music?", HELD, "What does {n} play?", "Which instrument is {n} learning?"),
+        ("Who plays the {v}?", "Who is learning the {v}?", HELD, "Whose instrument is the {v}?")),
+    "hobby": Kind(
+        "chess tennis football golf cards swimming running fishing sailing cycling reading knitting cooking skating "
+        "climbing gardening drawing riding boxing hiking".split(),
+        ("enjoys {v}", "spends the weekend on {v}", "has {v} as a hobby", HELD, "spends free time on {v}"),
+        ("{n}'s hobby is {v}", "The hobby of {n} is {v}", "The hobby that {n} enjoys is {v}", HELD, "The free time of {n} is for {v}"),
+        ("What is {n}'s hobby?", "What does {n} enjoy?", "Which hobby does {n} have?", "What does {n} do on the weekend?",
+         HELD, "What hobby does {n} enjoy?", "What is the hobby of {n}?"),
+        ("Who enjoys {v}?", "Who has {v} as a hobby?", HELD, "Whose hobby is {v}?")),
+    "drink": Kind(
+        "tea coffee milk water juice wine beer cocoa lemonade cider rum brandy".split(),
+        ("drinks {v}", "likes to drink {v}", "always drinks {v} in the morning", HELD, "loves to drink {v}"),
+        ("{n}'s favourite drink is {v}", "The favourite drink of {n} is {v}", "The drink that {n} likes is {v}",
+         HELD, "The drink that {n} orders is {v}"),
+        ("What does {n} drink?", "What is {n}'s favourite drink?", "What drink does {n} like?", "What does {n} like to drink?",
+         HELD, "Which drink does {n} like?", "What does {n} drink in the morning?"),
+        ("Who drinks {v}?", "Who likes to drink {v}?", HELD, "Whose favourite drink is {v}?")),
+    "language": Kind(
+        "French German Italian Spanish Greek Russian Dutch Polish Danish Turkish Latin Arabic Hindi Swedish".split(),
+        ("speaks {v}", "is learning to speak {v}", "speaks {v} at home", HELD, "knows how to speak {v}"),
+        ("{n}'s language is {v}", "The language of {n} is {v}", "The language that {n} speaks is {v}",
+         HELD, "The language {n} knows is {v}"),
+        ("What language does {n} speak?", "Which language does {n} speak?", "What is {n}'s language?",
+         "What does {n} speak at home?", HELD, "What does {n} speak?", "What is the language of {n}?"),
+        ("Who speaks {v}?", "Who is learning to speak {v}?", HELD, "Whose language is {v}?")),
+}
+
+HEADERS = ("Notes:", "Some notes:", "Notes about {names}:", "What we know about {names}:", "Facts about {names}:", "")
+JOINED = ("{n}, who {a}, {b}.", "{n} {a} and {b}.", "{n} {a}, and {n} also {b}.", HELD, "{n}, who {a}, also {b}.")
+
+
+def phrasings(options, held_out):
+    """The part of a list of phrasings before the mark, or after it."""
+    mark = options.index(HELD)
+    return options[mark + 1:] if held_out else options[:mark]
+
+
+def pick(rng, options, held_out=False):
+    options = phrasings(options, held_out) if HELD in options else options
+    return options[rng.integers(len(options))]
+
+
+def is_held_out_pair(name, kind, value):
+    return (NAMES.index(name) + KINDS[kind].values.index(value)) % 5 == 0
+
+
+def draw_facts(rng, people, facts, held_out=False):
+    """`facts` distinct (name, kind, value), spread evenly over `people` names; no value stands twice."""
+    names = [NAMES[i] for i in rng.choice(len(NAMES), people, replace=False)]
+    shared = [list(KINDS)[i] for i in rng.permutation(len(KINDS))]  # the same kinds for all people first: they must be told apart
+    slots = [(name, kind) for kind in shared for name in rng.permutation(names)][:facts]
+    used, drawn = set(), []
+    for name, kind in slots:
+        allowed = [v for v in KINDS[kind].values
+                   if v not in used and is_held_out_pair(name, kind, v) == held_out]
+        if allowed:
+            drawn.append((str(name), kind, pick(rng, allowed)))
+            used.add(drawn[-1][2])
+    return names, drawn
+
+
+def sentences(rng, drawn, held_out=False):
+    """Sentences that together state every fact, in one of three orders; a quarter of them state two facts."""
+    order = rng.permutation(len(drawn))
+    if rng.random() < 0.5:  # person by person
+        order = sorted(order, key=lambda i: drawn[i][0])
+    left, said = [drawn[i] for i in order], []
+    while left:
+        name, kind, value = left.pop(0)
+        verb = pick(rng, KINDS[kind].verbs, held_out).format(v=value)
+        other = next((f for f in left if f[0] == name), None)
+        if other and rng.random() < 0.3:
+            left.remove(other)
+            b = pick(rng, KINDS[other[1]].verbs, held_out).format(v=other[2])
+            said.append(pick(rng, JOINED, held_out).format(n=name, a=verb, b=b))
+        elif rng.random() < 0.4:
+            said.append(pick(rng, KINDS[kind].nouns, held_out).format(n=name, v=value) + ".")
+        else:
+            said.append(f"{name} {verb}.")
+    return said
+
+
+def list_names(names):
+    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
+
+
+def ask(rng, fact, held_out=False, reverse=0.2):
+    name, kind, value = fact
+    if rng.random() < reverse:
+        return Question(pick(rng, KINDS[kind].who, held_out).format(v=value), name, "who", name)
+    return Question(pick(rng, KINDS[kind].questions, held_out).format(n=name), value, kind, name)
+
+
+def notes(rng, people, facts, held_out=False):
+    """Notes in prose, and one question for each fact, shuffled."""
+    names, drawn = draw_facts(rng, people, facts, held_out)
+    header = pick(rng, HEADERS).format(names=list_names(names))
+    text = " ".join(([header] if header else []) + sentences(rng, drawn, held_out)) + "\n"
+    return Context(text, [ask(rng, drawn[i], held_out) for i in rng.permutation(len(drawn))])
+
+
+def pairs(rng, people, facts):
+    """The same facts as bare lists: `Mara place Oslo` or `Mara Oslo`; the rung before sentences."""
+    names, drawn = draw_facts(rng, people, facts)
+    style = rng.integers(3)
+    form = ("{n} {k} {v}", "{n} {k}: {v}", "the {k} of {n} is {v}")[style]
+    lines = [form.format(n=n, k=k, v=v) for n, k, v in (drawn[i] for i in rng.permutation(len(drawn)))]
+    questions = [ask(rng, drawn[i]) if rng.random() < 0.3 else
+                 Question(f"{drawn[i][1]} of {drawn[i][0]}" if rng.random() < 0.5 else f"{drawn[i][0]} {drawn[i][1]}", drawn[i][2], *drawn[i][1::-1])
+                 for i in rng.permutation(len(drawn))]
+    return Context("Notes: " + ", ".join(lines) + ".\n", questions)

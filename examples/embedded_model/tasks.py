@@ -1,0 +1,88 @@
+"""Tasks that are only shown: an instruction, demonstrations, and questions that nothing but the demonstrations answers."""
+
+from functools import partial
+
+from notes import HELD, KINDS, Context, Question, pick
+
+FIRST = "bla dro fi gu jo lo mu pra sto tu wi ze".split()
+SECOND = "bix dax fen gop kim lum nog rud tiv zel".split()
+PLAIN = [value for kind in ("pet", "food", "drink", "colour", "job") for value in KINDS[kind].values]
+CLASSES = ("pet", "food", "job", "place", "colour", "music", "language", "hobby")  # sortable kinds of known words
+
+
+def is_held_out_word(word):
+    return sum(word.encode()) % 5 == 0
+
+
+def invented(rng, count, held_out=False):
+    """Distinct words that mean nothing, such as `drobix`; a fifth of them is held out."""
+    pool = [a + b for a in FIRST for b in SECOND if is_held_out_word(a + b) == held_out]
+    return [pool[i] for i in rng.choice(len(pool), count, replace=False)]
+
+
+def draw(rng, words, count):
+    return [words[i] for i in rng.choice(len(words), count, replace=False)]
+
+
+LOOKUP_HEADERS = ("Learn the new words.", "Here are some new words.", "Learn what the words mean.", HELD, "Here is what the new words mean.")
+LOOKUP = ("What is the word for {x}?", "Which word means {x}?", "How do you say {x}?", HELD, "What do you say for {x}?", "Which is the word for {x}?")
+
+
+def lookup(rng, held_out=False):
+    """Known words and their invented names, asked in other words. Without the list: no chance."""
+    n = rng.integers(3, 8)
+    table = list(zip(draw(rng, PLAIN, n), invented(rng, n, held_out)))
+    asked = [table[i] for i in rng.permutation(n)]
+    shown, form = pick(rng, LOOKUP, held_out), rng.random() < 0.5
+    demos = [(shown.format(x=x) if form else x, y) for x, y in table]
+    questions = [(pick(rng, LOOKUP, held_out).format(x=x), y) for x, y in asked]
+    return pick(rng, LOOKUP_HEADERS, held_out), demos, questions, 1 / n
+
+
+SORT_HEADERS = ("Sort the words into groups.", "Give every word its group.", "Every word has a group.", HELD, "Sort every word into its group.")
+SORT = ("Which group has {x}?", "What is the group of {x}?", "In which group is {x}?", HELD, "What group has {x}?", "Which is the group of {x}?")
+
+
+def sort(rng, held_out=False):
+    """Words of known kinds, the kinds under invented labels; the words asked for are not among those shown."""
+    n, each = rng.integers(2, 4), rng.integers(2, 4)
+    labels = invented(rng, n, held_out)
+    pairs = [(word, label) for kind, label in zip(draw(rng, CLASSES, n), labels) for word in draw(rng, KINDS[kind].values, each + 3)]
+    shown = [pairs[i] for i in rng.permutation(len(pairs)) if i % (each + 3) < each]
+    asked = [pairs[i] for i in rng.permutation(len(pairs)) if i % (each + 3) >= each]
+    form = pick(rng, SORT, held_out)
+    return pick(rng, SORT_HEADERS, held_out), *([(form.format(x=x), y) for x, y in part] for part in (shown, asked)), 1 / n
+
+
+CHANGE_HEADERS = ("Do the same to every line.", "Change the words like this.", "Follow the rule.", HELD, "Follow the same rule on every line.")
+RULES = {
+    "repeat": lambda words, made: words + words,
+    "swap": lambda words, made: words[::-1],
+    "first": lambda words, made: words[:1],
+    "last": lambda words, made: words[-1:],
+    "before": lambda words, made: [made] + words,
+    "after": lambda words, made: words + [made],
+}
+
+
+def change(rng, held_out=False, rule=None):
+    """Two words and a rule that only the demonstrations show. `held_out`: pairs of words and invented words not trained on."""
+    rule = rule or pick(rng, list(RULES))
+    made, lines = invented(rng, 1, held_out)[0], []
+    while len(lines) < 9:
+        words = draw(rng, PLAIN, 2)
+        if is_held_out_word("".join(words)) == held_out:
+            lines.append((" ".join(words), " ".join(RULES[rule](words, made))))
+    shown = rng.integers(3, 5)
+    return pick(rng, CHANGE_HEADERS, held_out), lines[:shown], lines[shown:], 1 / len(RULES)
+
+
+FAMILIES = {"lookup": lookup, "sort": sort} | {rule: partial(change, rule=rule) for rule in RULES}
+
+
+def task(rng, held_out=False, family=None):
+    """One task; the context ends with its demonstrations, and `chance` is what a guesser reaches without them."""
+    family = family or pick(rng, ["lookup", "sort", pick(rng, list(RULES))])
+    header, demos, questions, chance = FAMILIES[family](rng, held_out)
+    text = header + "\n" + "".join(f"Q: {x}\nA: {y}\n" for x, y in demos)
+    return Context(text, [Question(x, y, family, None) for x, y in questions], chance, header)

@@ -1,0 +1,5 @@
+"""`python -m minicompress` is the command `minicompress`."""
+
+from minicompress.cli import main
+
+main()

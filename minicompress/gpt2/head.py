@@ -1,0 +1,38 @@
+"""From hidden states to the vocabulary, a chunk of rows at a time.
+
+Tokens times 50,257 logits are the largest array of a GPT-2. No step needs them all at once: the
+loss of a row and its gradient are taken while the row's logits are there, and then let go.
+"""
+
+from minicompress.arrays import array_module
+
+CHUNK = 128  # rows: at 50,257 words and float32, 26 MB a copy
+
+
+def head_weight(params):
+    """(V, C): the untied head where there is one, else the token embeddings themselves."""
+    return params["lm_head" if "lm_head" in params else "wte"]["weight"]
+
+
+def logits(params, hidden):
+    """hidden (..., C) -> (..., V)."""
+    rows = hidden.reshape(-1, hidden.shape[-1])
+    return (rows @ head_weight(params).T).reshape(*hidden.shape[:-1], -1)
+
+
+def head_loss(params, hidden, objective, grads=None, chunk=CHUNK):
+    """The objective over all rows of hidden (N, C) -> losses (N,), dhidden (N, C).
+
+    objective(logits, rows) gives the losses (n,) of the slice `rows` and dlogits (n, V), which
+    already carries each row's weight in the total.
+    """
+    xp, weight = array_module(hidden), head_weight(params)
+    losses, dhidden = [], xp.empty_like(hidden)
+    for start in range(0, len(hidden), chunk):
+        rows = slice(start, start + chunk)
+        loss, dlogits = objective(hidden[rows] @ weight.T, rows)
+        losses.append(loss)
+        dhidden[rows] = dlogits @ weight
+        if grads is not None:
+            head_weight(grads)[...] += dlogits.T @ hidden[rows]
+    return xp.concatenate(losses), dhidden

@@ -1,0 +1,82 @@
+"""All blocks in a row: from embeddings to the last hidden states, and back.
+
+A sequence may be read in pieces. `forward` returns each piece's keys and values, `present`; the
+next piece takes them as its `past`, and `backward` carries the gradient over the same bridge:
+a piece's `dpast` is the earlier piece's `dpresent`. A soft prompt, a cached context and a
+half-generated text are all such earlier pieces; that is why there is one door for all of them.
+"""
+
+import numpy as np
+
+from minicompress.arrays import like
+from minicompress.gpt2.block import block, block_backward
+from minicompress.layers.embedding import embedding, embedding_backward
+from minicompress.layers.layernorm import layernorm, layernorm_backward
+from minicompress.trees import child
+
+
+def embed(params, ids, offset=0):
+    """Token ids (B, T) on the host -> x (B, T, C): wte[id] + wpe[position].
+
+    `offset` is the position of the first column: a number, or one for each row (B,).
+    Raises ValueError for ids or positions outside their tables.
+    """
+    wte, wpe = params["wte"]["weight"], params["wpe"]["weight"]
+    ids = np.asarray(ids)
+    if ids.size and not 0 <= ids.min() <= ids.max() < len(wte):
+        raise ValueError(f"token ids span {ids.min()}..{ids.max()}; the vocabulary is 0..{len(wte) - 1}")
+    x, _ = embedding(like(ids, wte), wte)
+    return x + positions(params, ids.shape[1], offset)
+
+
+def embed_backward(dx, params, ids, grads, offset=0):
+    """Adds dx (B, T, C) to grads["wte"] and grads["wpe"]."""
+    embedding_backward(dx, like(ids, dx), grads["wte"])
+    grads["wpe"]["weight"][offset : offset + dx.shape[1]] += dx.sum(0)
+
+
+def positions(params, T, offset=0):
+    """The rows of wpe for positions offset .. offset + T - 1: (T, C), or (B, T, C) for offsets (B,)."""
+    wpe = params["wpe"]["weight"]
+    where = np.asarray(offset)[..., None] + np.arange(T)
+    if where.size and where.max() >= len(wpe):
+        raise ValueError(f"n_positions is {len(wpe)}; {where.max() + 1:,} positions are needed")
+    return wpe[like(where, wpe)]
+
+
+def forward(params, config, x, past=None, key_mask=None, keep="dx", watch=None):
+    """x (B, T, C) -> hidden (B, T, C) after ln_f, present, cache.
+
+    past: for each layer a pair of keys and values, each (1 or B, H, P, D), or None.
+    key_mask: (B, P + T), False where a row must not look.
+    keep: what the cache is for: "nothing" (no backward), "dx" (frozen weights), "grads" (all).
+    watch: a list that receives the residual stream before each block and after the last.
+    """
+    presents, caches = [], []
+    for layer, block_params in enumerate(params["h"].values()):
+        if watch is not None:
+            watch.append(x)
+        x, present, cache = block(x, block_params, config, past and past[layer], key_mask, keep != "grads")
+        presents.append(present)
+        if keep != "nothing":
+            caches.append(cache)
+    if watch is not None:
+        watch.append(x)
+    hidden, cache_f = layernorm(x, **params["ln_f"], eps=config.layer_norm_epsilon)
+    return hidden, presents, (caches, cache_f)
+
+
+def backward(dhidden, cache, dpresent=None, grads=None):
+    """dhidden (B, T, C) -> dx (B, T, C), dpast (as `past`, or a list of None).
+
+    dpresent: for each layer the gradient of its keys and values, from whoever read them.
+    grads: as the params, and added to; None where the weights are frozen.
+    """
+    caches, cache_f = cache
+    dx = layernorm_backward(dhidden, cache_f, child(grads, "ln_f"))
+    dpasts = []
+    for layer in reversed(range(len(caches))):
+        block_grads = grads and grads["h"][str(layer)]
+        dx, dpast = block_backward(dx, caches[layer], dpresent and dpresent[layer], block_grads)
+        dpasts.append(dpast)
+    return dx, dpasts[::-1]

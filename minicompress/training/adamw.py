@@ -1,0 +1,47 @@
+"""AdamW on trees of arrays (Loshchilov & Hutter 2019, algorithm 2)."""
+
+import math
+
+import numpy as np
+
+from minicompress.arrays import array_module
+from minicompress.trees import flatten, tree_map
+
+
+def adamw_init(params):
+    """Step 0: first and second moments of zero, in the shape of the params."""
+    zeros = lambda p: array_module(p).zeros_like(p)  # noqa: E731
+    return {"step": 0, "m": tree_map(zeros, params), "v": tree_map(zeros, params)}
+
+
+def adamw_step(params, grads, state, lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0):
+    """Updates params and state in place. Decay is decoupled, and spares vectors (biases, norms).
+
+    p -= lr (m̂ / (√v̂ + eps) + decay p), with m̂ = m / (1 - β1ᵗ) and v̂ = v / (1 - β2ᵗ).
+    """
+    state["step"] += 1
+    (b1, b2), t = betas, state["step"]
+    rate, root = lr / (1 - b1**t), 1 / math.sqrt(1 - b2**t)
+
+    def update(p, g, m, v):
+        m *= b1
+        m += (1 - b1) * g
+        v *= b2
+        v += (1 - b2) * (g * g)
+        if weight_decay and p.ndim > 1:
+            p *= 1 - lr * weight_decay
+        p -= rate * m / (array_module(p).sqrt(v) * root + eps)
+
+    tree_map(update, params, grads, state["m"], state["v"])
+
+
+def clip_by_global_norm(grads, limit):
+    """Scales all grads in place so that their joint length is at most `limit`; returns the length before.
+
+    The norm is taken over the whole tree: clipping tensor by tensor would change the direction.
+    """
+    norm = math.sqrt(sum(float((g * g).sum(dtype=np.float64)) for g in flatten(grads).values()))
+    if norm > limit:
+        for g in flatten(grads).values():
+            g *= limit / norm
+    return norm

@@ -1,0 +1,41 @@
+"""A whole GPT-2 trained on tokens: the one place where every weight gets a gradient."""
+
+import numpy as np
+
+from minicompress.arrays import like
+from minicompress.gpt2 import backward, embed, embed_backward, forward, head_loss
+from minicompress.layers.losses import cross_entropy, cross_entropy_backward
+from minicompress.trees import tree_map
+
+
+def language_model_step(params, config, tokens, weights, shards):
+    """tokens (B, T+1), weights (B, T) of their targets -> mean loss in nats, grads (a tree like params).
+
+    The mean is over all weights of the batch, so the number of shards does not change it.
+    """
+    total = weights.sum()
+
+    def shard(rows):
+        grads = tree_map(np.zeros_like, params)
+        ids, targets, scale = tokens[rows, :-1], tokens[rows, 1:].reshape(-1), weights[rows].reshape(-1) / total
+        x = embed(params, ids)
+        hidden, _, cache = forward(params, config, x, keep="grads")
+        scored = np.flatnonzero(scale)  # what weighs nothing never meets the vocabulary
+        targets, scale = like(targets[scored], x), like(scale[scored].astype(weights.dtype), x)
+
+        def objective(logits, rows):
+            losses, cache = cross_entropy(logits, targets[rows])
+            return losses * scale[rows], cross_entropy_backward(scale[rows], cache)
+
+        flat = hidden.reshape(-1, config.n_embd)
+        losses, dscored = head_loss(params, flat[scored], objective, grads)
+        dhidden = np.zeros_like(flat)
+        dhidden[scored] = dscored
+        dx, _ = backward(dhidden.reshape(hidden.shape), cache, grads=grads)
+        embed_backward(dx, params, ids, grads)
+        return losses.sum(), grads
+
+    losses, grads = zip(*shards.map(shard, len(tokens)), strict=True)
+    for other in grads[1:]:
+        tree_map(lambda a, b: a.__iadd__(b), grads[0], other)
+    return float(sum(losses)), grads[0]

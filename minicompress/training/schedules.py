@@ -1,0 +1,11 @@
+"""Learning rates as functions of the step."""
+
+import math
+
+
+def warmup_cosine(step, steps, lr, warmup=0, final=0.0):
+    """Linear from 0 to lr over `warmup` steps, then half a cosine down to `final` * lr at `steps`."""
+    if step < warmup:
+        return lr * (step + 1) / warmup
+    progress = min(1.0, (step - warmup) / max(1, steps - warmup))
+    return lr * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress)))

@@ -1,0 +1,1 @@
+"""The means to prove a gradient, and traces by which two implementations are compared."""

@@ -1,0 +1,44 @@
+"""Three ways to know a derivative without trusting the code that computes it.
+
+All look along one direction: f must be a function of one array that returns an array, and the
+number held against the backward is d/dh <cotangent, f(x + h u)> at h = 0.
+"""
+
+import numpy as np
+
+
+def complex_step(f, x, direction, cotangent, h=1e-30):
+    """Im <cotangent, f(x + i h u)> / h: exact to rounding, since nothing is subtracted.
+
+    Squire & Trapp 1998. f must accept complex128 and be analytic: no abs, no max but on real parts.
+    """
+    return float((cotangent * f(x + 1j * h * direction)).imag.sum() / h)
+
+
+def central_difference(f, x, direction, cotangent, step=6e-6):
+    """(f(x + hu) - f(x - hu)) / 2h with h = step * max(1, |x|): right to about 1e-10 in float64."""
+    h = step * max(1.0, float(np.abs(x).max()))
+    return float((cotangent * (f(x + h * direction) - f(x - h * direction))).sum() / (2 * h))
+
+
+def taylor_rates(f, x, direction, gradient, h=1e-2, halvings=4):
+    """How fast |f(x + hu) - f(x) - h <gradient, u>| falls as h is halved: 2 where the gradient is right, else 1.
+
+    f returns a number. Gives one observed order for each halving.
+    """
+    slope = float((gradient * direction).sum())
+    steps = [h / 2**i for i in range(halvings + 1)]
+    remainders = [abs(float(f(x + s * direction)) - float(f(x)) - s * slope) for s in steps]
+    return [float(np.log2(a / b)) for a, b in zip(remainders, remainders[1:], strict=False)]
+
+
+def relative_error(a, b):
+    """‖a - b‖ / ‖b‖ of two arrays or numbers; 0 where both are zero."""
+    difference, size = np.linalg.norm(np.asarray(a) - np.asarray(b)), np.linalg.norm(np.asarray(b))
+    return float(difference / size) if size else float(difference)
+
+
+def unit_direction(rng, shape):
+    """A random direction of length 1."""
+    u = rng.standard_normal(shape)
+    return u / np.linalg.norm(u)
