@@ -21,12 +21,14 @@ BOOKS = ("storybooks_ccby", "se_cc0")
 END = "<|endoftext|>"
 LOW, PROSE = 0.1, 0.3
 
-#           until M tokens, row length, share of: copy  grid  pairs notes tasks prose
+# until M tokens, row length, share of each rung; no shares: one copy a row, up to that long, all of a batch equally long
 CURRICULUM = (
-    (2.0, 128, (1.00, 0.00, 0.00, 0.00, 0.00, 0.00)),
-    (5.0, 256, (0.10, 0.20, 0.30, 0.20, 0.20, 0.00)),
-    (25.0, 256, (0.05, 0.05, 0.10, 0.45, 0.25, 0.10)),
-    (30.0, 512, (0.05, 0.00, 0.05, 0.45, 0.25, 0.20)),
+    (1.2, 48, None),
+    (2.2, 200, None),
+    (3.2, 128, (0.20, 0.15, 0.65, 0.00, 0.00, 0.00)),
+    (5.0, 128, (0.10, 0.10, 0.35, 0.25, 0.20, 0.00)),
+    (17.0, 256, (0.05, 0.05, 0.15, 0.40, 0.25, 0.10)),
+    (22.0, 512, (0.05, 0.00, 0.05, 0.45, 0.25, 0.20)),
 )
 RUNGS = ("copy", "grid", "pairs", "notes", "tasks", "prose")
 
@@ -34,7 +36,7 @@ RUNGS = ("copy", "grid", "pairs", "notes", "tasks", "prose")
 def mixture(tokens):
     """(row length, share of each rung) after so many training tokens."""
     length, shares = next((row[1:] for row in CURRICULUM if tokens < row[0] * 1e6), CURRICULUM[-1][1:])
-    return length, dict(zip(RUNGS, shares))
+    return length, shares and dict(zip(RUNGS, shares))
 
 
 def read_books(split="train", names=BOOKS):
@@ -77,6 +79,16 @@ def prose_tokens(tokenizer, split="train"):
         encoded = tokenizer.encode_batch([text + END for text in read_books(split)])
         np.save(path, np.concatenate([np.array(e.ids, np.uint16) for e in encoded]))
     return np.load(path, mmap_mode="r")
+
+
+def copy_rows(rng, vocabulary, longest, tokens):
+    """The first rung: every row one sequence said twice, as easy as it gets. -> ids [B, 2n+1], weights [B, 2n]"""
+    n = int(rng.integers(6, longest))
+    said = rng.integers(1, vocabulary, (tokens // (2 * n), n))
+    ids = np.concatenate([np.zeros_like(said[:, :1]), said, said], axis=1).astype(np.int32)
+    weights = np.zeros((len(ids), 2 * n), np.float32)
+    weights[:, n + 1:] = 1  # the first token of the second saying cannot be known
+    return ids, weights
 
 
 def copy_document(rng, vocabulary):
@@ -148,17 +160,20 @@ def pack(stream, rows, length):
     return tokens, weights[:, 1:]
 
 
-def batch(seed, step, tokenizer, prose, shares, rows, length):
+def batch(seed, step, tokenizer, prose, tokens_per_batch=4096):
+    """The batch of one step. -> ids [B, T+1] int32, weights [B, T] float32"""
     rng = np.random.default_rng((seed, step))
-    return pack(documents(rng, tokenizer, prose, shares), rows, length)
+    length, shares = mixture(step * tokens_per_batch)
+    if shares is None:
+        return copy_rows(rng, tokenizer.get_vocab_size(), length // 2, tokens_per_batch)
+    return pack(documents(rng, tokenizer, prose, shares), tokens_per_batch // length, length)
 
 
 def batches(seed, tokenizer, tokens_per_batch=4096, step=0):
-    """Batches without end, from `step` on: the curriculum says how long the rows are and what is in them."""
+    """Batches without end, from `step` on; the curriculum says how long the rows are and what is in them."""
     prose = prose_tokens(tokenizer)
     while True:
-        length, shares = mixture(step * tokens_per_batch)
-        yield batch(seed, step, tokenizer, prose, shares, tokens_per_batch // length, length)
+        yield batch(seed, step, tokenizer, prose, tokens_per_batch)
         step += 1
 
 

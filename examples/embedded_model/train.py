@@ -12,7 +12,8 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from corpus import CURRICULUM, batches
-from minicompress.gpt2 import Config, init
+from start import induction_start
+from minicompress.gpt2 import Config
 from minicompress.training.adamw import adamw_init, adamw_step, clip_by_global_norm
 from minicompress.training.checkpoints import load_tree, save_tree
 from minicompress.training.language_model import language_model_step
@@ -21,7 +22,7 @@ from minicompress.training.shards import Shards
 
 ROOT = Path(__file__).parents[2]
 CONFIG = Config(vocab_size=2048, n_positions=512, n_embd=192, n_layer=4, n_head=6)
-TOKENS_PER_BATCH, LR, WARMUP, SEED = 4096, 1e-3, 100, 0
+TOKENS_PER_BATCH, LR, WARMUP, SEED = 4096, 2e-3, 100, 0
 
 
 def main():
@@ -32,7 +33,7 @@ def main():
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     checkpoint, log = args.out / "checkpoint.safetensors", args.out / "log.jsonl"
-    params = init(CONFIG, np.random.default_rng(SEED))
+    params = induction_start(CONFIG, np.random.default_rng(SEED))
     state = adamw_init(params)
     if checkpoint.exists():
         tree, facts = load_tree(checkpoint)
@@ -45,7 +46,7 @@ def main():
         for step in range(state["step"], steps):
             loss, grads = language_model_step(params, CONFIG, *next(stream), shards)
             norm = clip_by_global_norm(grads, 1.0)
-            adamw_step(params, grads, state, warmup_cosine(step, steps, LR, WARMUP, final=0.05))
+            adamw_step(params, grads, state, warmup_cosine(step, steps, LR, WARMUP, final=0.05), betas=(0.9, 0.99))
             losses.append(loss)
             if (step + 1) % 50 == 0 or step + 1 == steps:
                 facts = {"step": step + 1, "tokens": (step + 1) * TOKENS_PER_BATCH, "loss": round(float(np.mean(losses)), 4), "norm": round(norm, 3)}

@@ -1,0 +1,113 @@
+"""Writing: one token at a time, with the keys and values of all before it kept."""
+
+import numpy as np
+
+from minicompress.arrays import array_module, like, to_host
+from minicompress.gpt2.head import logits
+from minicompress.gpt2.model import embed, forward
+from minicompress.gpt2.prefix import Prefix
+
+
+def sample(logits, rng=None, temperature=0.0, top_k=None, top_p=None):
+    """logits (B, V) on the host -> ids (B,). Temperature 0 is greedy.
+
+    top_k keeps the k likeliest tokens, top_p the fewest likeliest whose probabilities reach p
+    (Holtzman et al. 2020); both apply after the temperature.
+    """
+    if temperature == 0:
+        return logits.argmax(-1)
+    scores = logits.astype(np.float64) / temperature
+    if top_k is not None and top_k < scores.shape[-1]:
+        scores = np.where(scores < np.partition(scores, -top_k)[..., [-top_k]], -np.inf, scores)
+    probs = np.exp(scores - scores.max(-1, keepdims=True))
+    probs /= probs.sum(-1, keepdims=True)
+    if top_p is not None:
+        order = np.argsort(-probs, -1, kind="stable")
+        falling = np.take_along_axis(probs, order, -1)
+        beyond = falling.cumsum(-1) - falling >= top_p  # the tokens before already reach p
+        np.put_along_axis(probs, order, np.where(beyond, 0, falling), -1)
+    sums = probs.cumsum(-1)
+    draws = rng.random((len(sums), 1)) * sums[:, -1:]
+    return np.minimum((sums <= draws).sum(-1), sums.shape[-1] - 1)
+
+
+def generate(params, config, rows, steps, prefix=None, stop=None, **sampling):
+    """Continues each row of ids by at most `steps` tokens -> list of lists of new ids.
+
+    rows: lists of token ids, of any lengths >= 1; prefix: what all of them read first.
+    stop(row number, new ids): True where a row is finished, its last token included.
+    sampling: rng, temperature, top_k, top_p of `sample`; one draw a row and step, so a row's
+    text does not depend on when the others end. Raises ValueError past n_positions.
+    """
+    prefix, lengths = prefix or Prefix(), np.array([len(row) for row in rows])
+    if not lengths.all():
+        raise ValueError("a row to continue is empty; give it at least one token")
+    need = prefix.length + lengths.max() + steps
+    if need > config.n_positions:
+        raise ValueError(
+            f"n_positions is {config.n_positions:,}; {prefix.length:,} of prefix + {lengths.max():,} of text"
+            f" + {steps:,} new tokens need {need:,}"
+        )
+    hidden, memory = prefill(params, config, rows, lengths, prefix, steps)
+    written, running = [[] for _ in rows], np.ones(len(rows), bool)
+    for step in range(steps):
+        new = sample(to_host(logits(params, hidden)), **sampling)
+        for row in np.flatnonzero(running):
+            written[row].append(int(new[row]))
+            running[row] = not (stop and stop(row, written[row]))
+        if step + 1 == steps or not running.any():
+            break
+        x = embed(params, new[:, None], prefix.length + lengths + step)
+        hidden, present, _ = forward(params, config, x, memory.past(), memory.key_mask(), keep="nothing")
+        memory.add(present)
+        hidden = hidden[:, -1]
+    return written
+
+
+def prefill(params, config, rows, lengths, prefix, steps):
+    """Reads the rows at once -> the last real state of each (B, C), and the memory with room for `steps` more."""
+    ids = np.zeros((len(rows), lengths.max()), int)
+    for row, tokens in enumerate(rows):
+        ids[row, : len(tokens)] = tokens
+    hidden, present, _ = forward(params, config, embed(params, ids, prefix.length), prefix.past, keep="nothing")
+    memory = Memory(prefix, present, lengths, steps)
+    ends = like(lengths - 1, hidden)
+    return hidden[array_module(hidden).arange(len(rows)), ends], memory
+
+
+class Memory:
+    """Keys and values of everything read, in arrays as long as they will ever be.
+
+    Rows are padded on the right, so between a short row's text and its new tokens lie keys of
+    padding; `key_mask` hides them. Where all rows are equally long there is nothing to hide.
+    """
+
+    def __init__(self, prefix, present, lengths, room):
+        P, T = prefix.length, int(lengths.max())
+        self.size = P + T
+        self.layers = []
+        for layer, pair in enumerate(present):
+            both = []
+            for kind, new in enumerate(pair):
+                B, H, _, D = new.shape
+                array = array_module(new).zeros((B, H, P + T + room, D), new.dtype)
+                if P:
+                    array[:, :, :P] = prefix.past[layer][kind]
+                array[:, :, P : P + T] = new
+                both.append(array)
+            self.layers.append(both)
+        seen = np.arange(P + T + room) < (P + lengths)[:, None]
+        seen[:, P + T :] = True
+        self.seen = None if (lengths == T).all() else like(seen, self.layers[0][0])
+
+    def past(self):
+        return [(k[:, :, : self.size], v[:, :, : self.size]) for k, v in self.layers]
+
+    def key_mask(self):
+        return None if self.seen is None else self.seen[:, : self.size + 1]
+
+    def add(self, present):
+        for (k, v), (new_k, new_v) in zip(self.layers, present, strict=True):
+            k[:, :, self.size : self.size + 1] = new_k
+            v[:, :, self.size : self.size + 1] = new_v
+        self.size += 1

@@ -1,0 +1,1 @@
+"""Soft prompts: the object, its file, and where its first values come from."""

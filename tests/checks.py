@@ -1,0 +1,320 @@
+"""Every check as a function that returns a relative error, so that the tests and the planted bugs share them.
+
+Layers are reached through their modules, at the time of the call: a planted bug is seen.
+"""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+from helpers import (
+    TINY,
+    directional_error,
+    log_normalised,
+    prompt_losses,
+    prompt_step,
+    random_ids,
+    random_params,
+    teacher_objective,
+    token_objective,
+    tree_errors,
+    zeros_like,
+)
+from safetensors import safe_open
+
+from minicompress.gpt2 import Config, embed, forward, logits
+from minicompress.gpt2.model import positions
+from minicompress.layers import attention, embedding, gelu, layernorm, linear, losses
+from minicompress.trees import unflatten
+from minicompress.verification.oracles import complex_step, relative_error
+
+# Layers. A case draws its inputs and gives: inputs, f(inputs) -> output, gradients(inputs, dout) -> as inputs.
+
+
+def linear_case(rng, B, T, P, H, D):
+    inputs = {"x": normal(rng, B, T, D), "weight": normal(rng, D, H * D), "bias": normal(rng, H * D)}
+    return inputs, *with_params(linear.linear, linear.linear_backward)
+
+
+def linear_without_bias_case(rng, B, T, P, H, D):
+    inputs = {"x": normal(rng, B, T, D), "weight": normal(rng, D, H * D)}
+    return inputs, *with_params(linear.linear, linear.linear_backward)
+
+
+def layernorm_case(rng, B, T, P, H, D):
+    C = H * D
+    x = 0.1 * normal(rng, B, T, C)  # so small that eps counts
+    inputs = {"x": x, "weight": normal(rng, C), "bias": normal(rng, C)}
+    return inputs, *with_params(layernorm.layernorm, layernorm.layernorm_backward)
+
+
+def gelu_case(rng, B, T, P, H, D):
+    def f(i):
+        return gelu.gelu(i["x"])[0]
+
+    def gradients(i, dout):
+        return {"x": gelu.gelu_backward(dout, gelu.gelu(i["x"])[1])}
+
+    return {"x": 2 * normal(rng, B, T, D)}, f, gradients
+
+
+def embedding_case(rng, B, T, P, H, D):
+    ids = rng.integers(P + 1, size=(B, T))
+
+    def f(i):
+        return embedding.embedding(ids, i["weight"])[0]
+
+    def gradients(i, dout):
+        grads = zeros_like(i)
+        embedding.embedding_backward(dout, embedding.embedding(ids, i["weight"])[1], grads)
+        return grads
+
+    return {"weight": normal(rng, P + 1, D)}, f, gradients
+
+
+def attention_case(rng, B, T, P, H, D, past_rows=None, masked=False):
+    """past_rows: None without a past, 1 where one serves all rows, "each" for a past per row."""
+    inputs = {name: normal(rng, B, H, T, D) for name in "qkv"}
+    if past_rows:
+        rows = B if past_rows == "each" else 1
+        inputs |= {name: normal(rng, rows, H, P, D) for name in ("past_k", "past_v")}
+    S = T + (P if past_rows else 0)
+    key_mask = None
+    if masked:
+        key_mask = rng.random((B, S)) < 0.6
+        key_mask[:, S - T] = True  # each query sees something
+
+    def run(i):
+        past = (i["past_k"], i["past_v"]) if past_rows else None
+        return attention.attention(i["q"], i["k"], i["v"], past, key_mask)
+
+    def gradients(i, dout):
+        *dqkv, dpast = attention.attention_backward(dout, run(i)[1])
+        return dict(zip(i, [*dqkv, *(dpast or ())], strict=True))
+
+    return inputs, lambda i: run(i)[0], gradients
+
+
+def softmax_case(rng, B, T, P, H, D):
+    def gradients(i, dout):
+        return {"x": attention.softmax_backward(dout, attention.softmax(i["x"]))}
+
+    return {"x": normal(rng, B, T, D)}, lambda i: attention.softmax(i["x"]), gradients
+
+
+def cross_entropy_case(rng, B, T, P, H, D):
+    targets = rng.integers(D, size=B * T)
+
+    def gradients(i, dout):
+        return {"logits": losses.cross_entropy_backward(dout, losses.cross_entropy(i["logits"], targets)[1])}
+
+    return {"logits": normal(rng, B * T, D)}, lambda i: losses.cross_entropy(i["logits"], targets)[0], gradients
+
+
+def kl_case(rng, B, T, P, H, D, temperature=1.0):
+    teacher = log_normalised(rng, B * T, D)
+
+    def run(i):
+        return losses.kl_divergence(i["logits"], teacher, temperature)
+
+    def gradients(i, dout):
+        return {"logits": losses.kl_divergence_backward(dout, run(i)[1])}
+
+    return {"logits": normal(rng, B * T, D)}, lambda i: run(i)[0], gradients
+
+
+def normal(rng, *shape):
+    return rng.standard_normal(shape)
+
+
+def with_params(layer, layer_backward):
+    """f and gradients of a layer in the common form: x and params in, dx and grads out."""
+
+    def gradients(i, dout):
+        grads = zeros_like({name: a for name, a in i.items() if name != "x"})
+        return {"x": layer_backward(dout, layer(**i)[1], grads), **grads}
+
+    return lambda i: layer(**i)[0], gradients
+
+
+def variant(case, **options):
+    return lambda *args: case(*args, **options)
+
+
+LAYERS = {
+    "linear": linear_case,
+    "linear without bias": linear_without_bias_case,
+    "layernorm": layernorm_case,
+    "gelu": gelu_case,
+    "embedding": embedding_case,
+    "attention": attention_case,
+    "attention, masked": variant(attention_case, masked=True),
+    "attention, shared past": variant(attention_case, past_rows=1),
+    "attention, shared past, masked": variant(attention_case, past_rows=1, masked=True),
+    "attention, past per row": variant(attention_case, past_rows="each"),
+    "attention, past per row, masked": variant(attention_case, past_rows="each", masked=True),
+    "softmax": softmax_case,
+    "cross-entropy": cross_entropy_case,
+    "kl": kl_case,
+    "kl at T = 0.5": variant(kl_case, temperature=0.5),
+    "kl at T = 2": variant(kl_case, temperature=2.0),
+}
+
+
+def layer_error(name, oracle=complex_step, seed=0, B=2, T=4, P=3, H=2, D=3):
+    """The worst gradient of one layer, under a random cotangent."""
+    rng = np.random.default_rng(seed)
+    inputs, f, gradients = LAYERS[name](rng, B, T, P, H, D)
+    cotangent = rng.standard_normal(f(inputs).shape)
+    return max(tree_errors(oracle, f, inputs, gradients(inputs, cotangent), cotangent, rng).values())
+
+
+# The whole model.
+
+
+def slots_error(objective=token_objective, oracle=complex_step, config=TINY, seed=0, P=4, B=3, T=5):
+    """The gradient of a prompt's slots, through keys and values that serve all rows."""
+    rng = np.random.default_rng(seed)
+    params, slots, ids = random_params(config, rng), normal(rng, P, config.n_embd), random_ids(config, rng, B, T)
+    cotangent = normal(rng, B * T)
+    against = ids.reshape(-1) if objective is token_objective else log_normalised(rng, B * T, config.vocab_size)
+    objective = objective(against, cotangent)
+    _, dslots = prompt_step(params, config, slots, ids, objective)
+    f = lambda s: prompt_losses(params, config, s, ids, objective)  # noqa: E731
+    return directional_error(oracle, f, slots, dslots, cotangent, rng)
+
+
+def weight_errors(config=TINY, oracle=complex_step, seed=0, P=4, B=3, T=5):
+    """{name: error} of every weight's gradient, read behind a prompt."""
+    rng = np.random.default_rng(seed)
+    params, slots, ids = random_params(config, rng), normal(rng, P, config.n_embd), random_ids(config, rng, B, T)
+    cotangent = normal(rng, B * T)
+    objective = token_objective(ids.reshape(-1), cotangent)
+    grads = zeros_like(params)
+    prompt_step(params, config, slots, ids, objective, grads)
+    f = lambda p: prompt_losses(p, config, slots, ids, objective)  # noqa: E731
+    return tree_errors(oracle, f, params, grads, cotangent, rng)
+
+
+def causal_error():
+    """How much the last token changes what came before it."""
+    rng = np.random.default_rng(0)
+    params, ids = random_params(TINY, rng), random_ids(TINY, rng, 2, 7)
+    before, after = (hidden_of(params, TINY, i) for i in (ids, np.c_[ids[:, :-1], (ids[:, -1:] + 1) % 17]))
+    return relative_error(after[:, :-1], before[:, :-1])
+
+
+def hard_text_error():
+    """Slots that are the embedding rows of hard text, against that text in front."""
+    rng = np.random.default_rng(0)
+    params, hard, ids = random_params(TINY, rng), random_ids(TINY, rng, 1, 4), random_ids(TINY, rng, 3, 5)
+    slots = params["wte"]["weight"][hard[0]]
+    _, past, _ = forward(params, TINY, slots[None] + positions(params, 4))
+    soft, _, _ = forward(params, TINY, embed(params, ids, 4), past)
+    return relative_error(soft, hidden_of(params, TINY, np.c_[np.repeat(hard, 3, 0), ids])[:, 4:])
+
+
+def hidden_of(params, config, ids):
+    return forward(params, config, embed(params, ids), keep="nothing")[0]
+
+
+# What the layers should compute, written once more as the papers have it.
+
+
+def textbook_layernorm(x, weight, bias, eps=1e-5):
+    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + eps) * weight + bias
+
+
+def textbook_gelu(x):
+    return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def textbook_attention(q, k, v, past_k=None, past_v=None):
+    """One query at a time: its weights over all keys up to its own, one after another."""
+    B, H, T, D = q.shape
+    P = 0 if past_k is None else past_k.shape[2]
+    out = np.empty_like(q)
+    for b, h, t in np.ndindex(B, H, T):
+        keys, values = k[b, h, : t + 1], v[b, h, : t + 1]
+        if P:
+            row = b % len(past_k)
+            keys, values = np.r_[past_k[row, h], keys], np.r_[past_v[row, h], values]
+        weights = np.array([math.exp(q[b, h, t] @ key / math.sqrt(D)) for key in keys])
+        out[b, h, t] = weights @ values / weights.sum()
+    return out
+
+
+def textbook_cross_entropy(logits, targets):
+    return np.array([-row[t] + math.log(sum(map(math.exp, row))) for row, t in zip(logits, targets, strict=True)])
+
+
+def textbook_kl(logits, teacher_logp, temperature):
+    """T² Σ p log(p / q), the teacher p first."""
+    q = np.exp(logits / temperature)
+    q /= q.sum(-1, keepdims=True)
+    p = np.exp(teacher_logp)
+    return temperature**2 * (p * np.log(p / q)).sum(-1)
+
+
+def definition_error(name):
+    """A layer's output, or a loss, against the textbook's."""
+    rng = np.random.default_rng(0)
+    inputs, f, _ = LAYERS[name](rng, 2, 4, 3, 2, 3)
+    if name.startswith("kl"):
+        teacher, temperature = log_normalised(rng, 8, 5), {"kl": 1.0, "kl at T = 2": 2.0}[name]
+        x = normal(rng, 8, 5)
+        return relative_error(losses.kl_divergence(x, teacher, temperature)[0], textbook_kl(x, teacher, temperature))
+    if name == "cross-entropy":
+        x, targets = normal(rng, 8, 5), rng.integers(5, size=8)
+        return relative_error(losses.cross_entropy(x, targets)[0], textbook_cross_entropy(x, targets))
+    textbook = {"layernorm": textbook_layernorm, "gelu": textbook_gelu}.get(name, textbook_attention)
+    return relative_error(f(inputs), textbook(**inputs))
+
+
+DEFINED = ["layernorm", "gelu", "attention", "attention, shared past", "attention, past per row",
+           "cross-entropy", "kl", "kl at T = 2"]  # fmt: skip
+
+
+# PyTorch's numbers, kept in a file.
+
+GOLDEN = Path(__file__).parent / "golden" / "tiny_gpt2.safetensors"
+
+
+def golden():
+    """What the file holds, as nested dicts: ids, slots, params, logits, loss, grads; and the config."""
+    with safe_open(GOLDEN, framework="numpy") as file:
+        told = unflatten({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+        return told, Config.from_dict(json.loads(file.metadata()["config"]))
+
+
+def golden_step():
+    """What we compute where the file holds PyTorch's answer: the same tree of numbers."""
+    told, config = golden()
+    params, ids, slots = told["params"], told["ids"], told["slots"]
+    n = ids.size
+    grads = zeros_like(params)
+    objective = token_objective(ids.reshape(-1), np.full(n, 1 / n))
+    losses, dslots = prompt_step(params, config, slots, ids, objective, grads)
+    answer = logits(params, hidden_of(params, config, ids))
+    return {"logits": answer, "loss": losses.mean(), "grads": {"params": grads, "slots": dslots}}
+
+
+def golden_error(part="logits"):
+    told, _ = golden()
+    return relative_error(golden_step()[part], told[part])
+
+
+# By name, for the planted bugs. Each gives one number, and is far below 1e-10 where the code is right.
+
+CHECKS = {
+    **{f"gradient of {name}": lambda name=name: layer_error(name) for name in LAYERS},
+    **{f"definition of {name}": lambda name=name: definition_error(name) for name in DEFINED},
+    "gradient of slots": slots_error,
+    "gradient of slots, kl": lambda: slots_error(teacher_objective),
+    "gradient of weights": lambda: max(weight_errors().values()),
+    "causal": causal_error,
+    "hard text": hard_text_error,
+    "golden logits": golden_error,
+    "golden loss": lambda: golden_error("loss"),
+}

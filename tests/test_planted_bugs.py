@@ -1,0 +1,141 @@
+"""Bugs planted in the real source, one edit each: a check that lets one pass is no check.
+
+Each plant is an old text and a new one inside one function. The edited function replaces the real
+one in every module that holds it; then the named check, which the other tests share, must fail.
+Where the old text is gone because the source was rewritten, say the same bug in the new words.
+"""
+
+import inspect
+import sys
+from dataclasses import dataclass
+
+import pytest
+from checks import CHECKS
+
+from minicompress.gpt2 import block, head, model
+from minicompress.layers import attention, embedding, gelu, layernorm, linear, losses
+
+
+@dataclass(frozen=True)
+class Bug:
+    name: str
+    caught_by: str
+    function: object
+    old: str
+    new: str
+
+
+BUGS = [
+    # LayerNorm
+    Bug("eps forgotten in the backward", "gradient of layernorm", layernorm.layernorm_backward,
+        "g -= xhat * stretch", "g -= xhat * stretch / (xhat * xhat).mean(-1, keepdims=True)"),
+    Bug("eps outside the root", "definition of layernorm", layernorm.layernorm,
+        "+ eps) ** -0.5", ") ** -0.5"),
+    Bug("unbiased variance", "definition of layernorm", layernorm.layernorm,
+        "(d * d).mean(-1, keepdims=True)", "(d * d).sum(-1, keepdims=True) / (d.shape[-1] - 1)"),
+    Bug("the stretch is left in", "gradient of layernorm", layernorm.layernorm_backward,
+        "g -= xhat * stretch", "pass"),
+    Bug("the shift is left in", "gradient of layernorm", layernorm.layernorm_backward,
+        "g -= shift", "pass"),
+    # GELU
+    Bug("the exact GELU of erf", "definition of gelu", gelu.gelu,
+        "out = array_module(x).tanh(inner)", "out = array_module(x).vectorize(math.erf)(x / math.sqrt(2))"),
+    Bug("the derivative of the cube forgotten", "gradient of gelu", gelu.gelu_backward,
+        "square *= 3 * CUBE * ROOT", "square *= 0"),
+    Bug("the inner derivative forgotten", "gradient of gelu", gelu.gelu_backward,
+        "square += ROOT  # u'", "square = 1 + 0 * x"),
+    # linear, embedding
+    Bug("the bias's gradient lost", "gradient of weights", linear.linear_backward,
+        'if "bias" in grads', "if False"),
+    Bug("weight gradients replaced, not added", "gradient of weights", linear.linear_backward,
+        'grads["weight"] +=', 'grads["weight"][...] ='),
+    Bug("a repeated token counted once", "gradient of embedding", embedding.embedding_backward,
+        'add_at(grads["weight"], ids.reshape(-1), ', 'grads["weight"].__setitem__(ids.reshape(-1), '),
+    # attention
+    Bug("scale missing in the forward", "definition of attention", attention.attention,
+        "q * (1 / math.sqrt(q.shape[-1]))", "q * 1"),
+    Bug("scale missing in dq", "gradient of attention", attention.attention_backward,
+        "dq *= 1 / math.sqrt(q.shape[-1])", "pass"),
+    Bug("scale twice in dq", "gradient of attention", attention.attention_backward,
+        "dq *= 1 / math.sqrt(q.shape[-1])", "dq *= 1 / q.shape[-1]"),
+    Bug("scale twice in dk", "gradient of attention", attention.attention_backward,
+        "dk = dscores", "dk = 1 / math.sqrt(q.shape[-1]) * dscores"),
+    Bug("a query sees the next token", "causal", attention.attention,
+        "xp.tri(T, dtype=bool)", "xp.tri(T, k=1, dtype=bool)"),
+    Bug("a query does not see itself", "definition of attention", attention.attention,
+        "if T > 1:\n        later = xp.tri(T, dtype=bool)",
+        "if T > 1:\n        later = xp.tri(T, k=-1, dtype=bool) | (xp.arange(T) == 0)"),
+    Bug("dv from probabilities not transposed", "gradient of attention", attention.attention_backward,
+        "dv = probs[..., -T:].swapaxes(-1, -2)", "dv = probs[..., -T:]"),
+    Bug("softmax's sum forgotten", "gradient of softmax", attention.softmax_backward,
+        "dx -= probs * dx.sum(-1, keepdims=True)", "pass"),
+    Bug("dq lacks the past's share", "gradient of attention, shared past", attention.attention_backward,
+        "dq += dscores[..., :-T] @ past[0]", "pass"),
+    Bug("a shared past's gradient from one row", "gradient of slots", attention.shared,
+        "d.sum(0, keepdims=True)", "d[:1]"),
+    Bug("a shared past's gradient averaged", "gradient of slots", attention.shared,
+        "d.sum(0, keepdims=True)", "d.mean(0, keepdims=True)"),
+    Bug("the past's keys and values confused", "gradient of slots", attention.attention_backward,
+        "zip((dpast_k, dpast_v)", "zip((dpast_v, dpast_k)"),
+    # block, model, head
+    Bug("what later tokens asked is dropped", "gradient of slots", block.self_attention_backward,
+        "if dpresent is not None", "if False"),
+    Bug("later tokens' wish for values dropped", "gradient of slots", block.self_attention_backward,
+        "dv += dpresent[1]", "pass"),
+    Bug("the MLP's residual gradient dropped", "gradient of slots", block.block_backward,
+        "da += dout", "pass"),
+    Bug("attention's residual gradient dropped", "gradient of slots", block.block_backward,
+        "dx += da", "pass"),
+    Bug("blocks backwards in the forward's order", "gradient of slots", model.backward,
+        "reversed(range(len(caches)))", "range(len(caches))"),
+    Bug("dpast in the wrong order", "gradient of slots", model.backward,
+        "dpasts[::-1]", "dpasts"),
+    Bug("heads and channels mixed up", "golden logits", block.self_attention,
+        "reshape(B, T, 3, n_head, -1).transpose(2, 0, 3, 1, 4)",
+        "reshape(B, T, 3, -1, n_head).transpose(2, 0, 4, 1, 3)"),
+    Bug("positions not moved on by the prompt", "hard text", model.embed,
+        "ids.shape[1], offset", "ids.shape[1], 0"),
+    Bug("positions moved twice", "golden loss", model.embed,
+        "ids.shape[1], offset", "ids.shape[1], 2 * offset"),
+    Bug("the position table's gradient at the wrong rows", "gradient of weights", model.embed_backward,
+        "[offset : offset +", "[0 : 0 +"),
+    Bug("the tied head's gradient lost", "gradient of weights", head.head_loss,
+        "head_weight(grads)[...] += dlogits.T @ hidden[rows]", "pass"),
+    # losses
+    Bug("the target forgotten", "gradient of cross-entropy", losses.cross_entropy_backward,
+        "dlogits[xp.arange(len(targets)), targets] -= 1", "pass"),
+    Bug("rows' weights forgotten", "gradient of slots", losses.cross_entropy_backward,
+        "dlogits *= dout[:, None]", "pass"),
+    Bug("KL the other way round", "definition of kl", losses.kl_divergence,
+        "(p * (teacher_logp - logp))", "(xp.exp(logp) * (logp - teacher_logp))"),
+    Bug("KL's factor T² forgotten", "definition of kl at T = 2", losses.kl_divergence,
+        "T * T * (p", "(p"),
+    Bug("KL's gradient without T", "gradient of kl at T = 2", losses.kl_divergence_backward,
+        "dlogits *= T * dout", "dlogits *= dout"),
+    Bug("KL's gradient with the other sign", "gradient of slots, kl", losses.kl_divergence_backward,
+        "dlogits -= p", "dlogits = p - dlogits"),
+    Bug("the student's temperature forgotten", "definition of kl at T = 2", losses.kl_divergence,
+        "logits / T if T != 1 else logits", "logits"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS)
+def test_every_check_passes_on_the_real_source(check):
+    assert check() <= 1e-13
+
+
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
+def test_every_planted_bug_is_caught(bug, monkeypatch):
+    plant(bug, monkeypatch)
+    assert not CHECKS[bug.caught_by]() <= 1e-10  # not a number is an answer too
+
+
+def plant(bug, monkeypatch):
+    """Puts the edited function where the real one is, in every module that holds it."""
+    source = inspect.getsource(bug.function)
+    assert source.count(bug.old) == 1, f"{bug.old!r} is not once in {bug.function.__name__}: rewrite this plant"
+    name, scope = bug.function.__name__, dict(bug.function.__globals__)
+    exec(source.replace(bug.old, bug.new), scope)
+    for module in list(sys.modules.values()):
+        if vars(module).get(name) is bug.function:
+            monkeypatch.setattr(module, name, scope[name])
