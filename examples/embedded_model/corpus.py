@@ -1,7 +1,8 @@
-"""Training rows for the embedded model: a mixture of rungs, from copying to questions about notes.
+"""Training rows for the embedded model: a ladder of rungs, from copying to questions about notes.
 
-A document is a list of (token ids, weight): answers weigh 1, what leads to them 0.1, prose 0.3. A row packs documents
-behind `<|endoftext|>`; prose fills what is left. A batch is a pure function of (seed, step).
+A document is a list of (token ids, weight): answers weigh 1, what leads to them 0.1, prose 0.3. All
+documents of a batch come from one rung, one document a row, padded on the right, so that at first
+there is nothing else to look at. A batch is a pure function of (seed, step).
 """
 
 import json
@@ -21,22 +22,20 @@ BOOKS = ("storybooks_ccby", "se_cc0")
 END = "<|endoftext|>"
 LOW, PROSE = 0.1, 0.3
 
-# until M tokens, row length, share of each rung; no shares: one copy a row, up to that long, all of a batch equally long
-CURRICULUM = (
-    (1.2, 48, None),
-    (2.2, 200, None),
-    (3.2, 128, (0.20, 0.15, 0.65, 0.00, 0.00, 0.00)),
-    (5.0, 128, (0.10, 0.10, 0.35, 0.25, 0.20, 0.00)),
-    (17.0, 256, (0.05, 0.05, 0.15, 0.40, 0.25, 0.10)),
-    (22.0, 512, (0.05, 0.00, 0.05, 0.45, 0.25, 0.20)),
-)
 RUNGS = ("copy", "grid", "pairs", "notes", "tasks", "prose")
+# until M tokens, how long copies are, how many fillers a grid has, share of each rung
+CURRICULUM = (
+    (2.0, 24, 0, (1.00, 0.00, 0.00, 0.00, 0.00, 0.00)),
+    (3.0, 32, 1, (0.30, 0.70, 0.00, 0.00, 0.00, 0.00)),
+    (5.0, 48, 3, (0.15, 0.55, 0.30, 0.00, 0.00, 0.00)),
+    (8.0, 64, 4, (0.05, 0.25, 0.25, 0.35, 0.10, 0.00)),
+    (26.0, 96, 4, (0.05, 0.10, 0.05, 0.40, 0.27, 0.13)),
+)
 
 
 def mixture(tokens):
-    """(row length, share of each rung) after so many training tokens."""
-    length, shares = next((row[1:] for row in CURRICULUM if tokens < row[0] * 1e6), CURRICULUM[-1][1:])
-    return length, shares and dict(zip(RUNGS, shares))
+    """(longest copy, most fillers, share of each rung) after so many training tokens."""
+    return next((row[1:] for row in CURRICULUM if tokens < row[0] * 1e6), CURRICULUM[-1][1:])
 
 
 def read_books(split="train", names=BOOKS):
@@ -81,31 +80,33 @@ def prose_tokens(tokenizer, split="train"):
     return np.load(path, mmap_mode="r")
 
 
-def copy_rows(rng, vocabulary, longest, tokens):
-    """The first rung: every row one sequence said twice, as easy as it gets. -> ids [B, 2n+1], weights [B, 2n]"""
-    n = int(rng.integers(6, longest))
-    said = rng.integers(1, vocabulary, (tokens // (2 * n), n))
-    ids = np.concatenate([np.zeros_like(said[:, :1]), said, said], axis=1).astype(np.int32)
-    weights = np.zeros((len(ids), 2 * n), np.float32)
-    weights[:, n + 1:] = 1  # the first token of the second saying cannot be known
-    return ids, weights
+def copy_document(rng, vocabulary, n):
+    """n random tokens said twice: what an induction head is for. The second saying's first token cannot be known."""
+    said = rng.integers(1, vocabulary, n)
+    return np.r_[said, said], np.r_[np.zeros(n + 1), np.ones(n - 1)]
 
 
-def copy_document(rng, vocabulary):
-    """Random tokens said twice: what an induction head is for."""
-    said = rng.integers(1, vocabulary, rng.integers(6, 24))
-    return np.r_[said, said], np.r_[np.zeros(len(said) + 1), np.ones(len(said) - 1)]
+def grid_document(rng, vocabulary, fillers):
+    """`… a … b … value` for a few a and b, then all again, shuffled and worded otherwise: a value belongs to both.
 
-
-def grid_document(rng, vocabulary):
-    """`a b value` for a few a and b, then all again, shuffled: a value belongs to both."""
-    rows, columns = rng.integers(1, 5, 2)
-    a, b, values = np.split(rng.choice(vocabulary - 1, rows + columns + rows * columns, replace=False) + 1, [rows, rows + columns])
-    cells = np.array([(a[i // columns], b[i % columns], values[i]) for i in range(rows * columns)])
-    said, again = rng.permutation(cells), rng.permutation(cells)
-    if rng.random() < 0.5:
-        again = again[:, [1, 0, 2]]
-    return np.r_[said, again].ravel(), np.r_[np.zeros(said.size), np.tile([0, 0, 1.0], len(again))]
+    The gaps hold up to `fillers` tokens, the same ones in every line of a saying. With one b it may be left out.
+    """
+    rows, columns = rng.integers(2, 6), rng.integers(1, 4)
+    keys, gaps = rows + columns, rng.integers(0, fillers + 1, (2, 3))  # [saying, before a, b and the value]
+    drawn = rng.choice(vocabulary - 1, keys + rows * columns + gaps.sum(), replace=False) + 1
+    a, b, values, words = np.split(drawn, [rows, keys, keys + rows * columns])
+    worded = np.split(words, gaps.ravel().cumsum()[:-1])
+    short, flip = columns == 1 and rng.random() < 0.7, rng.random() < 0.5
+    ids, weights = [], []
+    for saying in (0, 1):
+        for cell in rng.permutation(rows * columns):
+            pair = [a[cell // columns], b[cell % columns]][:: -1 if flip and saying else 1]
+            pair = [a[cell]] if short else pair
+            parts = [np.r_[gap, key] for gap, key in zip(worded[3 * saying:], pair)]
+            line = np.concatenate([*parts, worded[3 * saying + 2], [values[cell]]]).astype(int)
+            ids.append(line)
+            weights.append(np.r_[np.zeros(len(line) - 1), float(saying)])
+    return np.concatenate(ids), np.concatenate(weights)
 
 
 def encode(tokenizer, pieces):
@@ -122,55 +123,44 @@ def asked(context):
     return pieces
 
 
-def documents(rng, tokenizer, prose, shares):
-    """An endless stream of (ids, weights)."""
+def documents(rng, tokenizer, prose, rung, longest, fillers):
+    """An endless stream of (ids, weights) of one rung and, but for tasks, of one size."""
     vocabulary = tokenizer.get_vocab_size()
-    rungs, p = list(shares), list(shares.values())
+    people, n = int(rng.integers(1, 6)), int(rng.integers(6, longest))
+    facts = min(14, people * int(rng.integers(2, 5)))
     while True:
-        rung = rungs[rng.choice(len(p), p=p)]
         if rung == "copy":
-            yield copy_document(rng, vocabulary)
+            yield copy_document(rng, vocabulary, n)
         elif rung == "grid":
-            yield grid_document(rng, vocabulary)
+            yield grid_document(rng, vocabulary, fillers)
         elif rung == "pairs":
-            people = rng.integers(1, 6)
-            yield encode(tokenizer, asked(pairs(rng, people, people * rng.integers(1, 4))))
+            yield encode(tokenizer, asked(pairs(rng, people, facts)))
         elif rung == "notes":
-            people = rng.integers(1, 5)
-            yield encode(tokenizer, asked(notes(rng, people, min(14, people * rng.integers(2, 5)))))
+            yield encode(tokenizer, asked(notes(rng, min(people, 4), facts)))
         elif rung == "tasks":
             yield encode(tokenizer, asked(task(rng)))
         else:
-            start = rng.integers(len(prose) - 256)
-            yield prose[start:start + rng.integers(64, 256)], None
+            start = rng.integers(len(prose) - 512)
+            yield prose[start:start + 511].astype(np.int64), np.full(511, PROSE)
 
 
-def pack(stream, rows, length):
-    """Documents until every row is full. -> ids [B, T+1] int32, weights [B, T] float32"""
-    tokens, weights = np.zeros((rows, length + 1), np.int32), np.zeros((rows, length + 1), np.float32)
-    for row in range(rows):
-        end = 0
-        while end < length:
-            ids, weight = next(stream)
-            stop = min(end + 1 + len(ids), length + 1)
-            tokens[row, end + 1:stop] = ids[:stop - end - 1]
-            weights[row, end] = LOW
-            weights[row, end + 1:stop] = PROSE if weight is None else weight[:stop - end - 1]
-            end = stop
-    return tokens, weights[:, 1:]
-
-
-def batch(seed, step, tokenizer, prose, tokens_per_batch=4096):
-    """The batch of one step. -> ids [B, T+1] int32, weights [B, T] float32"""
+def batch(seed, step, tokenizer, prose, tokens_per_batch):
+    """The batch of one step, each row begun by `<|endoftext|>`. -> ids [B, T+1] int32, weights [B, T] float32"""
     rng = np.random.default_rng((seed, step))
-    length, shares = mixture(step * tokens_per_batch)
-    if shares is None:
-        return copy_rows(rng, tokenizer.get_vocab_size(), length // 2, tokens_per_batch)
-    return pack(documents(rng, tokenizer, prose, shares), tokens_per_batch // length, length)
+    longest, fillers, shares = mixture(step * tokens_per_batch)
+    stream = documents(rng, tokenizer, prose, RUNGS[rng.choice(len(RUNGS), p=shares)], longest, fillers)
+    drawn = [next(stream)]
+    while sum(len(ids) + 1 for ids, _ in drawn) < tokens_per_batch:
+        drawn.append(next(stream))
+    longest_row = max(len(ids) for ids, _ in drawn)
+    tokens, weights = (np.zeros((len(drawn), longest_row + extra), kind) for extra, kind in ((1, np.int32), (0, np.float32)))
+    for row, (ids, weight) in enumerate(drawn):
+        tokens[row, 1:len(ids) + 1], weights[row, :len(ids)] = ids, weight
+    return tokens, weights
 
 
-def batches(seed, tokenizer, tokens_per_batch=4096, step=0):
-    """Batches without end, from `step` on; the curriculum says how long the rows are and what is in them."""
+def batches(seed, tokenizer, tokens_per_batch, step=0):
+    """Batches without end, from `step` on."""
     prose = prose_tokens(tokenizer)
     while True:
         yield batch(seed, step, tokenizer, prose, tokens_per_batch)

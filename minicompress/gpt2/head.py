@@ -27,6 +27,8 @@ def head_loss(params, hidden, objective, grads=None, chunk=CHUNK):
     already carries each row's weight in the total.
     """
     xp, weight = array_module(hidden), head_weight(params)
+    if not len(hidden):
+        raise ValueError("no target is scored, so there is no loss")
     losses, dhidden = [], xp.empty_like(hidden)
     for start in range(0, len(hidden), chunk):
         rows = slice(start, start + chunk)

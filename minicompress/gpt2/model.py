@@ -39,6 +39,8 @@ def positions(params, T, offset=0):
     """The rows of wpe for positions offset .. offset + T - 1: (T, C), or (B, T, C) for offsets (B,)."""
     wpe = params["wpe"]["weight"]
     where = np.asarray(offset)[..., None] + np.arange(T)
+    if where.size and where.min() < 0:
+        raise ValueError(f"position {where.min()} is negative")
     if where.size and where.max() >= len(wpe):
         raise ValueError(f"n_positions is {len(wpe)}; {where.max() + 1:,} positions are needed")
     return wpe[like(where, wpe)]
@@ -53,17 +55,17 @@ def forward(params, config, x, past=None, key_mask=None, keep="dx", watch=None):
     watch: a list that receives the residual stream before each block and after the last.
     """
     presents, caches = [], []
-    for layer, block_params in enumerate(params["h"].values()):
+    for layer in range(config.n_layer):
         if watch is not None:
             watch.append(x)
-        x, present, cache = block(x, block_params, config, past and past[layer], key_mask, keep != "grads")
+        x, present, cache = block(x, params["h"][str(layer)], config, past and past[layer], key_mask, keep != "grads")
         presents.append(present)
         if keep != "nothing":
             caches.append(cache)
     if watch is not None:
         watch.append(x)
     hidden, cache_f = layernorm(x, **params["ln_f"], eps=config.layer_norm_epsilon)
-    return hidden, presents, (caches, cache_f)
+    return hidden, presents, None if keep == "nothing" else (caches, cache_f)
 
 
 def backward(dhidden, cache, dpresent=None, grads=None):

@@ -39,8 +39,11 @@ def clip_by_global_norm(grads, limit):
     """Scales all grads in place so that their joint length is at most `limit`; returns the length before.
 
     The norm is taken over the whole tree: clipping tensor by tensor would change the direction.
+    Raises FloatingPointError where it is not finite, before anything could reach the weights.
     """
-    norm = math.sqrt(sum(float((g * g).sum(dtype=np.float64)) for g in flatten(grads).values()))
+    norm = math.sqrt(float(sum((g * g).sum(dtype=np.float64) for g in flatten(grads).values())))
+    if not math.isfinite(norm):
+        raise FloatingPointError("a gradient is not finite; lower the learning rate")
     if norm > limit:
         for g in flatten(grads).values():
             g *= limit / norm

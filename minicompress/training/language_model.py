@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from minicompress.arrays import like
+from minicompress.arrays import array_module, like
 from minicompress.gpt2 import backward, embed, embed_backward, forward, head_loss
 from minicompress.layers.losses import cross_entropy, cross_entropy_backward
 from minicompress.trees import tree_map
@@ -16,12 +16,15 @@ def language_model_step(params, config, tokens, weights, shards):
     total = weights.sum()
 
     def shard(rows):
-        grads = tree_map(np.zeros_like, params)
+        grads = tree_map(lambda p: array_module(p).zeros_like(p), params)
         ids, targets, scale = tokens[rows, :-1], tokens[rows, 1:].reshape(-1), weights[rows].reshape(-1) / total
         x = embed(params, ids)
         hidden, _, cache = forward(params, config, x, keep="grads")
         scored = np.flatnonzero(scale)  # what weighs nothing never meets the vocabulary
+        if not len(scored):
+            return 0.0, grads
         targets, scale = like(targets[scored], x), like(scale[scored].astype(weights.dtype), x)
+        scored = like(scored, x)
 
         def objective(logits, rows):
             losses, cache = cross_entropy(logits, targets[rows])
@@ -29,7 +32,7 @@ def language_model_step(params, config, tokens, weights, shards):
 
         flat = hidden.reshape(-1, config.n_embd)
         losses, dscored = head_loss(params, flat[scored], objective, grads)
-        dhidden = np.zeros_like(flat)
+        dhidden = array_module(flat).zeros_like(flat)
         dhidden[scored] = dscored
         dx, _ = backward(dhidden.reshape(hidden.shape), cache, grads=grads)
         embed_backward(dx, params, ids, grads)

@@ -107,6 +107,13 @@ def test_what_a_cache_keeps_does_not_change_what_comes_out(rng):
     assert np.array_equal(outs[0], outs[1]) and np.array_equal(outs[0], outs[2])
 
 
+def test_blocks_are_taken_by_number(rng):
+    """A safetensors file gives its names back sorted as text: h.0, h.1, h.10, h.11, h.2, ..."""
+    params, ids = random_params(TINY, rng), random_ids(TINY, rng, 2, 5)
+    shuffled = params | {"h": {number: params["h"][number] for number in ("1", "0")}}
+    assert np.array_equal(hidden_of(shuffled, TINY, ids), hidden_of(params, TINY, ids))
+
+
 def test_the_residual_stream_is_handed_out_before_each_block_and_after_the_last(rng):
     params, x, watch = random_params(TINY, rng), rng.standard_normal((2, 5, TINY.n_embd)), []
     forward(params, TINY, x, watch=watch)

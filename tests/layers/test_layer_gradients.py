@@ -1,5 +1,7 @@
 """Every layer's backward against two oracles that know nothing of it."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from checks import LAYERS, layer_error
@@ -34,7 +36,8 @@ def test_complex_step(name, B, T):
     D=st.integers(3, 5),
 )
 def test_finite_differences(name, seed, B, T, P, H, D):
-    assert layer_error(name, central_difference, seed, B, T, P, H, D) <= 3e-7
+    oracle = partial(central_difference, step=1e-6)  # shorter than its default: LayerNorm's x is small here
+    assert layer_error(name, oracle, seed, B, T, P, H, D) <= 1e-6
 
 
 @pytest.mark.parametrize("name", WITH_WEIGHTS)

@@ -1,0 +1,64 @@
+"""Compression per context: a few slots follow the gradient through the frozen model (Wingate et al. 2022).
+
+The slots stand first and are the same for all rows. So they are read once a batch; each shard of
+rows reads their keys and values, and asks something of them on the way back; the sum of what was
+asked goes through the slots' own reading once. No gradient of any weight is ever formed.
+"""
+
+import numpy as np
+
+from minicompress.arrays import array_module, like
+from minicompress.compression.objectives import kl, likelihood
+from minicompress.compression.queries import pad
+from minicompress.gpt2 import head_loss
+from minicompress.gpt2.prefix import predictors, predictors_backward, read_slots, read_slots_backward
+from minicompress.training.adamw import adamw_step
+from minicompress.training.schedules import warmup_cosine
+
+
+def slots_gradient(model, slots, ids, scored, make_objective, shards):
+    """slots (P, C), ids and scored (B, T) -> mean loss over the scored places, dslots (P, C).
+
+    make_objective(rows, weight) gives the objective for the scored places of the batch's rows.
+    """
+    prefix, cache = read_slots(*model, slots, keep="dx")
+    weight = 1 / int(scored.sum())
+
+    def shard(rows):
+        if not scored[rows].any():
+            return None
+        hidden, back = predictors(*model, prefix, ids[rows], scored[rows], keep="dx")
+        losses, dhidden = head_loss(model[0], hidden, make_objective(rows, weight))
+        return losses.sum(), *predictors_backward(dhidden, back)
+
+    done = [result for result in shards.map(shard, len(ids)) if result]
+    losses, dpasts, dlasts = zip(*done, strict=True)
+    dpast = [[sum(parts[1:], parts[0]) for parts in zip(*layer, strict=True)] for layer in zip(*dpasts, strict=True)]
+    return float(sum(losses)), read_slots_backward(dpast, sum(dlasts[1:], dlasts[0]), cache)
+
+
+def train_slots(model, slots, state, queries, teacher, steps, *, shards, loss="kl", temperature=1.0,
+                lr=0.03, rows=32, seed=0, on_step=None):  # fmt: skip
+    """Adam on the slots for `steps` steps, in place, from state["step"] on.
+
+    Each step takes `rows` queries, drawn from (seed, step) alone: a resumed run sees the same
+    batches. on_step(step, loss, norm) may raise to stop; slots and state are then as after that step.
+    """
+    while state["step"] < steps:
+        step = state["step"]
+        rng = np.random.default_rng((seed, step))
+        numbers = np.sort(rng.choice(len(queries), min(rows, len(queries)), replace=False))
+        ids, scored = pad([queries[i] for i in numbers])
+
+        def objective(part, weight):
+            if loss == "likelihood":  # the rows' answers are the teacher's own
+                return likelihood(like(ids[part][scored[part]], slots), weight)  # noqa: B023
+            return kl(teacher.logp(numbers[part]), weight, temperature)  # noqa: B023
+
+        mean, dslots = slots_gradient(model, slots, ids, scored, objective, shards)
+        norm = float(array_module(dslots).sqrt((dslots * dslots).sum()))
+        if not np.isfinite(norm):
+            raise FloatingPointError(f"the gradient of step {step} is not finite; lower --lr")
+        adamw_step({"slots": slots}, {"slots": dslots}, state, warmup_cosine(step, steps, lr, final=0.05))
+        if on_step:
+            on_step(step + 1, mean, norm)

@@ -1,0 +1,115 @@
+"""What the compressed context will be asked: inputs z with answers y, as rows of tokens."""
+
+import json
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from minicompress.gpt2.generate import generate
+
+START = "Q:"
+FORM = "Q: {question}\nA:"
+
+
+@dataclass(frozen=True)
+class Query:
+    """A row of tokens whose last part is scored: ids[start:] is y, what stands before it z."""
+
+    ids: list
+    start: int
+    question: str | None = None
+    answer: str | None = field(default=None)  # as its author gave it, to be recalled word for word
+
+
+def pad(queries):
+    """Rows of one batch -> ids (B, T), scored (B, T), padded on the right."""
+    T = max(len(q.ids) for q in queries)
+    ids, scored = np.zeros((len(queries), T), int), np.zeros((len(queries), T), bool)
+    for row, query in enumerate(queries):
+        ids[row, : len(query.ids)] = query.ids
+        scored[row, query.start : len(query.ids)] = True
+    return ids, scored
+
+
+def question_query(tokenizer, question, answer, known=None):
+    """`Q: question`, newline, `A: answer`: the answer and the newline after it are scored."""
+    asked = tokenizer.encode(FORM.format(question=question)).ids
+    return Query(asked + tokenizer.encode(f" {answer}\n").ids, len(asked), question, known)
+
+
+def text_query(tokenizer, text):
+    """Plain text: every token but the first is scored."""
+    ids = tokenizer.encode(text).ids
+    return Query(ids, 1) if len(ids) > 1 else None
+
+
+def read_queries(lines, name):
+    """Lines of JSON ({"question": …} or {"question": …, "answer": …}) or of plain text.
+
+    -> a list of (question, answer) or text. Raises ValueError with the file's name and line.
+    """
+    found = []
+    for number, line in enumerate(lines, 1):
+        if not (line := line.strip()):
+            continue
+        if not line.startswith("{"):
+            found.append(line)
+            continue
+        try:
+            record = json.loads(line)
+            question, answer = record["question"], record.get("answer")
+            if not isinstance(question, str) or not isinstance(answer, str | None):
+                raise TypeError("question and answer must be texts")
+        except (json.JSONDecodeError, KeyError, TypeError) as reason:
+            raise ValueError(f'{name}, line {number}: {reason}; write {{"question": "…", "answer": "…"}}') from None
+        found.append((question, answer))
+    if not found:
+        raise ValueError(f"{name} holds no query")
+    return found
+
+
+def line_ends(tokenizer, lines):
+    """A stop rule for `generate`: True once a row's new text holds that many line ends."""
+    return lambda row, new: tokenizer.decode(new).count("\n") >= lines
+
+
+def self_study(model, tokenizer, prefix, count, rng, steps=48, temperature=1.0):
+    """The teacher, having read the context, writes `count` questions with answers; repeats are dropped.
+
+    Each starts from `Q:` and ends with the second line. Lines of any other form are kept whole as
+    plain text, so that a teacher which does not ask questions still shows what it would say.
+    """
+    start = tokenizer.encode(START).ids
+    rows = generate(
+        *model, [start] * count, steps, prefix, line_ends(tokenizer, 2), rng=rng, temperature=temperature, top_p=0.95
+    )
+    queries, seen = [], set()
+    for new in rows:
+        text = START + tokenizer.decode(new)
+        if text in seen:
+            continue
+        seen.add(text)
+        question, mark, answer = text.partition("\nA:")
+        if mark and answer.strip():
+            queries.append(question_query(tokenizer, question[len(START) :].strip(), answer.strip()))
+        elif query := text_query(tokenizer, text):
+            queries.append(query)
+    return queries
+
+
+def answer_greedily(model, tokenizer, prefix, questions, steps=32):
+    """The model's own answers to the questions, each up to its line end, as texts."""
+    rows = [tokenizer.encode(FORM.format(question=question)).ids for question in questions]
+    written = generate(*model, rows, steps, prefix, line_ends(tokenizer, 1))
+    return [tokenizer.decode(new).split("\n")[0].strip() for new in written]
+
+
+def hold_out(queries, share, rng):
+    """Two lists, split by question: the same question never stands in both."""
+    keys = list(dict.fromkeys(q.question or tuple(q.ids) for q in queries))
+    picked = rng.permutation(len(keys))[: max(1, round(share * len(keys)))] if len(keys) > 1 else []
+    held = {keys[i] for i in picked}
+    return (
+        [q for q in queries if (q.question or tuple(q.ids)) not in held],
+        [q for q in queries if (q.question or tuple(q.ids)) in held],
+    )

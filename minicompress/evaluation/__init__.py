@@ -1,0 +1,1 @@
+"""How close a prefix comes to the full context, held against the cheap alternatives."""
