@@ -55,7 +55,7 @@ def forward(params, config, x, past=None, key_mask=None, keep="dx", watch=None):
     watch: a list that receives the residual stream before each block and after the last.
     """
     presents, caches = [], []
-    for layer in range(config.n_layer):
+    for layer in range(len(params["h"])):
         if watch is not None:
             watch.append(x)
         x, present, cache = block(x, params["h"][str(layer)], config, past and past[layer], key_mask, keep != "grads")
