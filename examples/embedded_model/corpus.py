@@ -21,15 +21,17 @@ CACHE = Path(os.environ.get("MINICOMPRESS_CACHE", Path.home() / ".cache/minicomp
 BOOKS = ("storybooks_ccby", "se_cc0")
 END = "<|endoftext|>"
 LOW, PROSE = 0.1, 0.3
+BARE_FROM = 4_000_000  # training tokens after which half of the batches have no `<|endoftext|>` in front
 
 RUNGS = ("copy", "grid", "pairs", "notes", "tasks", "prose")
 # until M tokens, how long copies are, how many fillers a grid has, share of each rung
 CURRICULUM = (
-    (2.0, 24, 0, (1.00, 0.00, 0.00, 0.00, 0.00, 0.00)),
-    (3.0, 32, 1, (0.30, 0.70, 0.00, 0.00, 0.00, 0.00)),
-    (5.0, 48, 3, (0.15, 0.55, 0.30, 0.00, 0.00, 0.00)),
-    (8.0, 64, 4, (0.05, 0.25, 0.25, 0.35, 0.10, 0.00)),
-    (26.0, 96, 4, (0.05, 0.10, 0.05, 0.40, 0.27, 0.13)),
+    (1.0, 24, 0, (1.00, 0.00, 0.00, 0.00, 0.00, 0.00)),
+    (1.6, 64, 0, (0.50, 0.50, 0.00, 0.00, 0.00, 0.00)),
+    (2.6, 64, 1, (0.20, 0.60, 0.20, 0.00, 0.00, 0.00)),
+    (4.0, 64, 3, (0.10, 0.45, 0.30, 0.15, 0.00, 0.00)),
+    (6.0, 96, 4, (0.05, 0.20, 0.25, 0.35, 0.15, 0.00)),
+    (24.0, 96, 4, (0.04, 0.06, 0.05, 0.40, 0.30, 0.15)),
 )
 
 
@@ -81,9 +83,19 @@ def prose_tokens(tokenizer, split="train"):
 
 
 def copy_document(rng, vocabulary, n):
-    """n random tokens said twice: what an induction head is for. The second saying's first token cannot be known."""
+    """n random tokens, then as many again in excerpts of 2 to 6 of them: what an induction head is for.
+
+    Excerpts rather than the whole, so that counting back a fixed distance does not help; an
+    excerpt's first token cannot be known.
+    """
     said = rng.integers(1, vocabulary, n)
-    return np.r_[said, said], np.r_[np.zeros(n + 1), np.ones(n - 1)]
+    ids, weights = [said], [np.zeros(n)]
+    while sum(map(len, ids)) < 2 * n:
+        length = int(rng.integers(2, 7))
+        start = int(rng.integers(n - length + 1))
+        ids.append(said[start:start + length])
+        weights.append(np.r_[0.0, np.ones(length - 1)])
+    return np.concatenate(ids), np.concatenate(weights)
 
 
 def grid_document(rng, vocabulary, fillers):
@@ -156,6 +168,8 @@ def batch(seed, step, tokenizer, prose, tokens_per_batch):
     tokens, weights = (np.zeros((len(drawn), longest_row + extra), kind) for extra, kind in ((1, np.int32), (0, np.float32)))
     for row, (ids, weight) in enumerate(drawn):
         tokens[row, 1:len(ids) + 1], weights[row, :len(ids)] = ids, weight
+    if step * tokens_per_batch >= BARE_FROM and rng.random() < 0.5:  # a context need not begin with a mark
+        tokens, weights = tokens[:, 1:], weights[:, 1:]
     return tokens, weights
 
 

@@ -22,7 +22,7 @@ from minicompress.training.shards import Shards
 
 ROOT = Path(__file__).parents[2]
 CONFIG = Config(vocab_size=2048, n_positions=512, n_embd=192, n_layer=4, n_head=6)
-TOKENS_PER_BATCH, LR, WARMUP, SEED = 2048, 1e-3, 100, 0
+TOKENS_PER_BATCH, LR, WARMUP, SEED = 2048, 2.5e-3, 100, 0
 
 
 def main():

@@ -31,6 +31,7 @@ def init(config, rng, dtype=np.float32, scale=0.02):
     """N(0, 0.02) for matrices, that over √(2L) where a branch joins the residual stream,
     ones and zeros for LayerNorms, zeros for biases (Radford et al. 2019, section 2.3).
     """
+
     def fill(name, shape):
         if name.endswith("bias"):
             return np.zeros(shape, dtype)

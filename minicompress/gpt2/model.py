@@ -21,7 +21,7 @@ def embed(params, ids, offset=0):
     `offset` is the position of the first column: a number, or one for each row (B,).
     Raises ValueError for ids or positions outside their tables.
     """
-    wte, wpe = params["wte"]["weight"], params["wpe"]["weight"]
+    wte = params["wte"]["weight"]
     ids = np.asarray(ids)
     if ids.size and not 0 <= ids.min() <= ids.max() < len(wte):
         raise ValueError(f"token ids span {ids.min()}..{ids.max()}; the vocabulary is 0..{len(wte) - 1}")

@@ -46,7 +46,9 @@ class SoftPrompt:
                     raise ValueError(f"carrier {carrier!r} with positions {placing!r} is not known here")
                 slots = file.get_tensor(carrier)
             if slots.ndim != 2 or not len(slots) or not np.isfinite(slots).all():
-                raise ValueError(f"its slots have shape {list(slots.shape)}; at least one row of finite numbers is needed")
+                raise ValueError(
+                    f"its slots have shape {list(slots.shape)}; at least one row of finite numbers is needed"
+                )
             return cls(slots, carrier, placing, json.loads(metadata["provenance"]))
         except (SafetensorError, KeyError, ValueError, TypeError) as reason:
             raise ValueError(f"{path} is not a soft prompt of this program: {reason}") from None

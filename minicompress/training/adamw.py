@@ -10,7 +10,7 @@ from minicompress.trees import flatten, tree_map
 
 def adamw_init(params):
     """Step 0: first and second moments of zero, in the shape of the params."""
-    zeros = lambda p: array_module(p).zeros_like(p)  # noqa: E731
+    zeros = lambda p: array_module(p).zeros_like(p)
     return {"step": 0, "m": tree_map(zeros, params), "v": tree_map(zeros, params)}
 
 

@@ -23,9 +23,8 @@ def replace_file(path, write):
 
 def save_tree(path, tree, **facts):
     """The tree's arrays, and facts (anything JSON can hold) in the file's metadata."""
-    from safetensors.numpy import save_file
-
     import numpy as np
+    from safetensors.numpy import save_file
 
     flat = flatten(tree_map(lambda a: np.ascontiguousarray(to_host(a)), tree))
     replace_file(path, lambda beside: save_file(flat, beside, metadata={"facts": json.dumps(facts)}))

@@ -1,0 +1,107 @@
+"""What the commands share: opening what a user names, and saying plainly what is wrong with it."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import weights_loader
+from minicompress.arrays import device_module
+from minicompress.compression.run import Model, check_positions, place
+from minicompress.gpt2 import Config
+from minicompress.gpt2.prefix import read_slots
+from minicompress.prompts.soft_prompt import SoftPrompt
+from minicompress.trees import tree_map
+
+
+def open_model(folder=None, device="cpu", dtype="float32", words=True):
+    """A model folder in Hugging Face layout, default the embedded model, its weights on the device."""
+    folder = Path(folder or weights_loader.EMBEDDED)
+    params, raw = weights_loader.load(folder, dtype)
+    xp = device_module(device)
+    if xp is not np:
+        params = tree_map(xp.asarray, params)
+    tokenizer = weights_loader.load_tokenizer(folder) if words else None
+    return Model((params, Config.from_dict(raw)), tokenizer, weights_loader.model_hash(folder))
+
+
+def open_prompt(path, model):
+    """The slots of a soft prompt for this very model, or of a PEFT prompt-tuning folder: (P, C) on the host."""
+    if Path(path).is_dir():
+        slots = weights_loader.load_peft_prompt(path)[0]
+    else:
+        prompt = SoftPrompt.load(path)
+        slots, made_for = prompt.slots, prompt.provenance.get("model")
+        if made_for != model.hash:
+            raise ValueError(
+                f"{path} was made for the model {made_for}; this one is {model.hash}: name its own with --model"
+            )
+    if slots.shape[1] != model.pair[1].n_embd:
+        raise ValueError(f"{path}: its slots are {slots.shape[1]} wide; the model's embeddings, {model.pair[1].n_embd}")
+    check_positions(model.pair[1], slots=len(slots))
+    return slots
+
+
+def prompt_prefix(model, slots):
+    """The prefix of host slots, read by the model."""
+    return read_slots(*model.pair, place(slots, model.wte))[0]
+
+
+def read_text(path):
+    """A text file, or standard input for `-`; an empty one is an error."""
+    try:
+        text = sys.stdin.read() if str(path) == "-" else Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as reason:
+        raise ValueError(f"{path} is not UTF-8 text ({reason.reason} at byte {reason.start})") from None
+    except OSError as reason:
+        raise ValueError(f"{path}: {reason.strerror}") from None
+    if not text.strip():
+        raise ValueError(f"{path} is empty; some text is needed")
+    return text
+
+
+def check_choice(name, value, *allowed):
+    """Raises ValueError where an option is none of its values."""
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; it can be {' or '.join(allowed)}")
+
+
+def check_trace_options(loss, dtype, gradients, teacher_context, teacher):
+    """Raises ValueError where the options of `trace` do not fit together."""
+    check_choice("--loss", loss, "ce", "kl")
+    check_choice("--dtype", dtype, "float64", "float32")
+    check_choice("--gradients", gradients, "prompt", "all")
+    if loss == "kl" and teacher_context is None:
+        raise ValueError("--loss kl needs --teacher-context FILE, what the teacher reads before every row")
+    if loss == "ce" and (teacher_context or teacher):
+        raise ValueError("--teacher and --teacher-context belong to --loss kl; this is --loss ce")
+
+
+def read_trace_rows(tokens, labels=None, context=None):
+    """-> rows, labels or None, context or None; raises ValueError by file and row where they are not token ids."""
+    rows = read_ids(tokens)
+    if not rows or not all(isinstance(row, list) and row for row in rows):
+        raise ValueError(f"{tokens}: a list of rows is needed, each a list of at least one token id")
+    wanted = read_ids(labels) if labels else None
+    if wanted is not None and [len(row) if isinstance(row, list) else None for row in wanted] != list(map(len, rows)):
+        raise ValueError(f"{labels}: labels must have the same rows and lengths as {tokens}")
+    before = read_ids(context) if context else None
+    if before is not None and (not before or not all(isinstance(i, int) for i in before)):
+        raise ValueError(f"{context}: one list of at least one token id is needed")
+    for path, table in ((tokens, rows), (labels, wanted or [])):
+        for number, row in enumerate(table):
+            if not all(isinstance(i, int) and not isinstance(i, bool) for i in row):
+                raise ValueError(f"{path}: row {number} holds something that is not an integer")
+    return rows, wanted, before
+
+
+def read_ids(path):
+    """A parsed JSON list."""
+    try:
+        found = json.loads(read_text(path))
+    except json.JSONDecodeError as reason:
+        raise ValueError(f"{path} is not JSON: {reason}") from None
+    if not isinstance(found, list):
+        raise ValueError(f"{path} holds a {type(found).__name__}; a list is needed")
+    return found

@@ -1,0 +1,198 @@
+"""One compression from a context's text to trained slots, resumable at every step."""
+
+import json
+import time
+from copy import copy
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minicompress.arrays import like, to_host
+from minicompress.compression.gradient import train_slots
+from minicompress.compression.queries import (
+    answer_greedily,
+    hold_out,
+    question_query,
+    read_queries,
+    self_study,
+    text_query,
+)  # fmt: skip
+from minicompress.compression.teacher import Teacher
+from minicompress.gpt2.prefix import read_tokens
+from minicompress.prompts.initialise import from_noise, from_tokens, from_vocabulary
+from minicompress.prompts.soft_prompt import SoftPrompt, text_hash
+from minicompress.training.adamw import adamw_init
+from minicompress.training.checkpoints import load_tree, save_tree
+
+QUERY_TOKENS = 48  # room for a question and its answer
+GROUP = 24  # rows that the teacher writes at once
+
+
+class Model(NamedTuple):
+    """The pair (params, config) that the mathematics takes, the tokenizer, and the hash of the weights."""
+
+    pair: tuple
+    tokenizer: Any
+    hash: str
+
+    @property
+    def wte(self):
+        return self.pair[0]["wte"]["weight"]
+
+
+def check_positions(config, **parts):
+    """Raises ValueError with the arithmetic where the parts do not fit: context_tokens=1010, slots=20."""
+    need = sum(parts.values())
+    if need > config.n_positions:
+        words = " + ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in parts.items())
+        raise ValueError(f"n_positions is {config.n_positions:,}; {words} need {need:,}")
+
+
+def place(slots, wte):
+    """A copy of host slots where the embeddings are, and of their dtype."""
+    return like(np.array(slots, dtype=wte.dtype), wte)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides what `compress` makes, as it is written into the prompt's file."""
+
+    slots: int = 8
+    loss: str = "kl"
+    temperature: float = 1.0
+    steps: int = 200
+    lr: float = 0.03
+    rows: int = 32
+    seed: int = 0
+    init: str = "text"
+    self_study: int = 192
+
+
+def gather_queries(teacher, context_prefix, recipe, shards, queries_file=None):
+    """The training and the held-out queries, of a file or written by the teacher as it reads the context."""
+    rng = np.random.default_rng((recipe.seed, 1))
+    if queries_file is None:
+        room = teacher.pair[1].n_positions - context_prefix.length - 2
+        groups = [min(GROUP, recipe.self_study - i) for i in range(0, recipe.self_study, GROUP)]
+        rngs = rng.spawn(len(groups))
+        written = shards.map(
+            lambda part: [
+                self_study(teacher.pair, teacher.tokenizer, context_prefix, n, r, min(QUERY_TOKENS, room))
+                for n, r in zip(groups[part], rngs[part], strict=True)
+            ],
+            len(groups),
+        )
+        unique = {tuple(q.ids): q for group in written for some in group for q in some}
+        return hold_out(list(unique.values()), 0.2, rng)
+    return hold_out(file_queries(teacher, context_prefix, queries_file), 0.2, rng)
+
+
+def file_queries(teacher, context_prefix, path):
+    """Queries of a file; where an answer is not given, the teacher's own, as it reads the context."""
+    try:
+        found = read_queries(Path(path).read_text(encoding="utf-8").splitlines(), path)
+    except OSError as reason:
+        raise ValueError(f"{path}: {reason.strerror}") from None
+    unanswered = [entry[0] for entry in found if isinstance(entry, tuple) and entry[1] is None]
+    answers = answer_greedily(teacher.pair, teacher.tokenizer, context_prefix, unanswered) if unanswered else []
+    own = dict(zip(unanswered, answers, strict=True))
+    queries = []
+    for entry in found:
+        if isinstance(entry, str):
+            queries.append(text_query(teacher.tokenizer, entry))
+        else:
+            question, answer = entry
+            queries.append(question_query(teacher.tokenizer, question, answer or own[question], answer))
+    return [q for q in queries if q is not None]
+
+
+def initial_slots(model, context_ids, recipe):
+    """The slots before the first step: `text` (the context's own tokens), `vocab`, `noise`, or any other text."""
+    wte, rng = model.wte, np.random.default_rng((recipe.seed, 2))
+    if recipe.init == "vocab":
+        return from_vocabulary(wte, recipe.slots, rng)
+    if recipe.init == "noise":
+        return from_noise(wte, recipe.slots, rng)
+    ids = context_ids if recipe.init == "text" else model.tokenizer.encode(recipe.init).ids
+    return from_tokens(wte, ids, recipe.slots)
+
+
+class Run:
+    """One compression, from a context's text to trained slots; `progress(step, steps, loss)` is told of each step."""
+
+    def __init__(self, model, teacher, text, recipe, queries_file=None, evaluate_on=None, shards=None):
+        self.model, self.teacher, self.text, self.recipe, self.shards = model, teacher, text, recipe, shards
+        if model.tokenizer.get_vocab() != teacher.tokenizer.get_vocab():
+            raise ValueError("teacher and student have different vocabularies; distillation needs the same tokens")
+        self.ids = model.tokenizer.encode(text).ids
+        for reader in (teacher, model):
+            check_positions(reader.pair[1], context_tokens=len(self.ids), tokens_of_a_query=QUERY_TOKENS)
+        check_positions(model.pair[1], slots=recipe.slots, tokens_of_a_query=QUERY_TOKENS)
+        self.start = time.perf_counter()
+        self.read = read_tokens(*teacher.pair, self.ids)
+        self.train, self.held = gather_queries(teacher, self.read, recipe, shards, queries_file)
+        if evaluate_on:
+            self.train, self.held = self.train + self.held, file_queries(teacher, self.read, evaluate_on)
+        if not self.train or not self.held:
+            raise ValueError(
+                f"{len(self.train) + len(self.held)} queries are too few to train on some and hold out others"
+            )
+        longest = max(len(q.ids) for q in self.train + self.held)
+        check_positions(teacher.pair[1], context_tokens=len(self.ids), tokens_of_the_longest_query=longest)
+        self.expects = Teacher(teacher.pair, self.read, self.train, shards, temperature=recipe.temperature)
+        self.initial = initial_slots(model, self.ids, recipe)
+        self.slots, self.state = self.initial.copy(), adamw_init({"slots": self.initial})
+
+    def facts(self):
+        return {"model": self.model.hash, "context": text_hash(self.text), "recipe": asdict(self.recipe),
+                "shards": self.shards.n, "train": [list(q.ids) for q in self.train]}  # fmt: skip
+
+    def train_slots(self, checkpoint=None, progress=None, every=50):
+        """Trains to the last step; the checkpoint is kept up to date, also when interrupted."""
+
+        def on_step(step, loss, norm):
+            if progress:
+                progress(step, self.recipe.steps, loss)
+            if checkpoint and step % every == 0:
+                self.save(checkpoint)
+
+        recipe, began = self.recipe, time.perf_counter()
+        try:
+            train_slots(self.model.pair, self.slots, self.state, self.train, self.expects, recipe.steps,
+                        shards=self.shards, loss=recipe.loss, temperature=recipe.temperature, lr=recipe.lr,
+                        rows=recipe.rows, seed=recipe.seed, on_step=on_step)  # fmt: skip
+        except KeyboardInterrupt:
+            if checkpoint:
+                self.save(checkpoint)
+            raise
+        self.seconds, self.seconds_training = time.perf_counter() - self.start, time.perf_counter() - began
+
+    def save(self, checkpoint):
+        tree = {"slots": self.slots, "m": self.state["m"]["slots"], "v": self.state["v"]["slots"]}
+        save_tree(checkpoint, tree, step=self.state["step"], **self.facts())
+
+    def resume(self, checkpoint):
+        """Takes up the run whose checkpoint this is; raises ValueError where it was another run's."""
+        tree, facts = load_tree(checkpoint)
+        for name, ours in json.loads(json.dumps(self.facts())).items():
+            if facts[name] != ours:
+                raise ValueError(
+                    f"{checkpoint} belongs to a run with another {name}; leave out --resume to start afresh"
+                )
+        self.slots, m, v = (place(tree[name], self.model.wte) for name in ("slots", "m", "v"))
+        self.state = {"step": facts["step"], "m": {"slots": m}, "v": {"slots": v}}
+
+    def with_start(self, slots, **changes):
+        """The same queries and teacher, from other slots and by a changed recipe."""
+        other = copy(self)
+        other.recipe, other.initial, other.slots = replace(self.recipe, **changes), slots, slots.copy()
+        other.state, other.start = adamw_init({"slots": slots}), time.perf_counter()
+        return other
+
+    def prompt(self):
+        names = {"model": self.model.hash, "teacher": self.teacher.hash, "context": text_hash(self.text)}
+        return SoftPrompt(to_host(self.slots), provenance=names | {
+            "context_tokens": len(self.ids), "recipe": asdict(self.recipe), "shards": self.shards.n,
+            "queries": len(self.train)})  # fmt: skip

@@ -1,0 +1,77 @@
+"""The table that every compression must stand in: what else could have stood before the question."""
+
+import time
+
+import numpy as np
+
+from minicompress.arrays import to_host
+from minicompress.compression.queries import pad
+from minicompress.compression.run import Run
+from minicompress.compression.teacher import Teacher
+from minicompress.evaluation.metrics import gap_closed, score
+from minicompress.gpt2.prefix import Prefix, predictors, read_slots, read_tokens
+from minicompress.prompts.initialise import from_vocabulary
+
+
+def prefixes(run):
+    """{name: prefix} of the cheap rows: none, full, first and last k tokens, the slots before and after training."""
+    pair, k = run.model.pair, run.recipe.slots
+    return {
+        "none": Prefix(),
+        "full": read_tokens(*pair, run.ids),
+        "first": read_tokens(*pair, run.ids[:k]),
+        "last": read_tokens(*pair, run.ids[-k:]),
+        "init": read_slots(*pair, run.initial)[0],
+        "sigma": read_slots(*pair, run.slots)[0],
+    }
+
+
+def trained_prefixes(run, other_text, progress=None):
+    """Two controls trained alike: the slots of another context, and slots that saw only the written answers.
+
+    `queries` starts from vocabulary and follows the likelihood of the training queries' answers;
+    neither the context's tokens nor the teacher's distributions reach it.
+    """
+    wrong = Run(run.model, run.teacher, other_text, run.recipe, shards=run.shards)
+    wrong.train_slots(progress=progress)
+    start = from_vocabulary(run.model.wte, run.recipe.slots, np.random.default_rng((run.recipe.seed, 3)))
+    task = run.with_start(start, loss="likelihood")
+    task.train_slots(progress=progress)
+    return {name: read_slots(*run.model.pair, r.slots)[0] for name, r in (("other", wrong), ("queries", task))}
+
+
+def evaluate(run, extra=None):
+    """Scores of every row on the held-out queries -> a dict ready for JSON: rows, gap, costs."""
+    held = Teacher(run.teacher.pair, run.read, run.held, run.shards)
+    rows = prefixes(run) | (extra or {})
+    model, shards = run.model, run.shards
+    scores = {name: score(*model[:2], prefix, run.held, held, shards) for name, prefix in rows.items()}
+    table = {}
+    for name, prefix in rows.items():
+        s = scores[name]
+        gap, interval = gap_closed(scores["none"], s, np.random.default_rng(run.recipe.seed))
+        table[name] = {"positions": prefix.length, "kl": s.mean_kl, "kl_p95": s.p95_kl, "gap_closed": gap,
+                       "gap_closed_interval": interval, "top1_agreement": s.agreement, "recall": s.recall}  # fmt: skip
+    return {"rows": table, "queries": len(run.held), **costs(run)}
+
+
+def costs(run):
+    """Ratio, bytes of keys and values, and after how many queries the compression has paid for itself."""
+    config, k, n = run.model.pair[1], run.recipe.slots, len(run.ids)
+    per_position = 2 * config.n_layer * config.n_embd * run.slots.dtype.itemsize
+    ids, scored = pad(run.held[:1])
+
+    def seconds(read):
+        times = []
+        for _ in range(5):
+            start = time.perf_counter()
+            to_host(predictors(*run.model.pair, read(), ids, scored, keep="nothing")[0])
+            times.append(time.perf_counter() - start)
+        return float(np.median(times))
+
+    full = seconds(lambda: read_tokens(*run.model.pair, run.ids))
+    sigma = seconds(lambda: read_slots(*run.model.pair, run.slots)[0])
+    return {"slots": k, "context_tokens": n, "ratio": n / k, "kv_bytes_context": n * per_position,
+            "kv_bytes_slots": k * per_position, "seconds": run.seconds, "seconds_per_query_full": full,
+            "seconds_per_query_sigma": sigma,
+            "break_even_queries": run.seconds / (full - sigma) if full > sigma else None}  # fmt: skip

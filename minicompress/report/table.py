@@ -1,0 +1,49 @@
+"""The honest table, as text for a terminal."""
+
+NAMES = {
+    "full": "full context",
+    "none": "no context",
+    "first": "first {k} tokens",
+    "last": "last {k} tokens",
+    "init": "slots, untrained",
+    "sigma": "slots, trained",
+    "other": "another context's slots",
+    "queries": "slots, answers alone",
+}
+
+
+def number(value, form):
+    return "–" if value is None else format(value, form)
+
+
+def evaluation_table(result):
+    """A rich Table of `evaluate`'s result; bits are per token of the held-out answers."""
+    from rich.table import Table
+
+    table = Table(title=f"{result['queries']} held-out queries", title_justify="left")
+    table.add_column("before the question", no_wrap=True)
+    for heading in ("slots", "KL bits", "95%", "gap closed", "top-1", "recall"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, label in NAMES.items():
+        if name not in result["rows"]:
+            continue
+        row = result["rows"][name]
+        gap, interval = row["gap_closed"], row["gap_closed_interval"]
+        span = "" if gap is None or name in ("none", "full") else f" ({interval[0]:.0%} to {interval[1]:.0%})"
+        table.add_row(
+            label.format(k=result["slots"]), str(row["positions"]), f"{max(row['kl'], 0):.3f}", f"{row['kl_p95']:.2f}",
+            number(gap, ".1%") + span, f"{row['top1_agreement']:.1%}", number(row["recall"], ".1%"),
+            style="bold green" if name == "sigma" else None,
+        )  # fmt: skip
+    return table
+
+
+def cost_line(result):
+    """Ratio, bytes and seconds in one sentence."""
+    even = result["break_even_queries"]
+    return (
+        f"{result['context_tokens']:,} tokens in {result['slots']} slots: {result['ratio']:.1f} times fewer positions, "
+        f"keys and values {result['kv_bytes_context'] / 1024:,.0f} -> {result['kv_bytes_slots'] / 1024:,.0f} KiB; "
+        f"{result['seconds']:.1f} s to make, "
+        + (f"paid back after {even:,.0f} queries" if even else "which a query of this length does not pay back")
+    )

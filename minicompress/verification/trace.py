@@ -1,0 +1,93 @@
+"""Every number that another implementation can be held against, as one dict of named tensors."""
+
+import numpy as np
+
+from minicompress.arrays import array_module, like, to_host
+from minicompress.compression.objectives import kl, likelihood
+from minicompress.gpt2 import backward, embed, embed_backward, forward, head_loss, logits
+from minicompress.gpt2.model import positions
+from minicompress.gpt2.prefix import predictors, read_tokens
+from minicompress.layers.losses import log_softmax
+from minicompress.trees import flatten, tree_map
+
+IGNORED = -100
+
+
+def pad_rows(rows, fill):
+    """Ragged lists -> (B, T), padded on the right."""
+    out = np.full((len(rows), max(map(len, rows))), fill)
+    for row, values in enumerate(rows):
+        out[row, : len(values)] = values
+    return out
+
+
+def trace(model, rows, slots=None, labels=None, teacher=None, teacher_context=None, gradients="prompt"):
+    """{name: tensor} for B rows of token ids, padded on the right to T; padding is filled with 0.
+
+    model, teacher: (params, config). slots (P, C) stand in front. labels as rows, -100 unscored,
+    default the rows. teacher_context: ids; the loss is then KL(teacher ‖ student), else cross-entropy.
+    """
+    params, _ = model
+    ids, real = pad_rows(rows, 0), pad_rows([[1] * len(row) for row in rows], 0) == 1
+    targets = pad_rows(labels or rows, IGNORED)
+    scored = (targets != IGNORED) & real
+    scored[:, 0] &= slots is not None  # without a prompt nothing predicts the first token
+    if not scored.any():
+        raise ValueError("no target is scored: every label is -100, or is a first token that nothing predicts")
+    grads = tree_map(lambda a: array_module(a).zeros(a.shape, a.dtype), params) if gradients == "all" else None
+    objective = make_objective(model, ids, scored, targets, teacher, teacher_context)
+    tensors = run_both_ways(model, ids, real, scored, slots, objective, grads)
+    if grads is not None:
+        tensors |= {f"grad.model.{name}": grad for name, grad in flatten(grads).items()}
+    return {name: np.ascontiguousarray(to_host(tensor)) for name, tensor in tensors.items()}
+
+
+def make_objective(model, ids, scored, targets, teacher, teacher_context):
+    """The mean over the scored places of cross-entropy, or of KL to a teacher that read the context."""
+    wte, weight = model[0]["wte"]["weight"], 1 / int(scored.sum())
+    if teacher_context is None:
+        wanted = targets[scored]
+        if wanted.min() < 0 or wanted.max() >= len(wte):
+            raise ValueError(f"labels span {wanted.min()}..{wanted.max()}; the vocabulary is 0..{len(wte) - 1}")
+        return likelihood(like(wanted, wte), weight)
+    teacher = teacher or model
+    states, _ = predictors(*teacher, read_tokens(*teacher, teacher_context), ids, scored, keep="nothing")
+    return kl(log_softmax(logits(teacher[0], states)), weight)
+
+
+def run_both_ways(model, ids, real, scored, slots, objective, grads):
+    """Forward with everything kept, the loss, and the gradient back to the slots and, if wanted, the weights."""
+    params, config = model
+    wte, keep, hidden, P = params["wte"]["weight"], "grads" if grads else "dx", [], 0
+    (B, T), past, first = ids.shape, None, like(np.zeros((1, 1, config.n_embd)), wte).astype(wte.dtype)
+    if slots is not None:
+        P = len(slots)
+        read, past, back_slots = forward(params, config, slots[None] + positions(params, P), keep=keep)
+        first = read[:, -1:]
+    out, _, back = forward(params, config, embed(params, ids, P), past, keep=keep, watch=hidden)
+    xp, mask = array_module(out), like(real, out)
+    tensors = {"logits": logits(params, out) * mask[..., None]}
+    tensors |= {f"hidden.{layer}": x * mask[..., None] for layer, x in enumerate(hidden)}
+    for layer, cache in enumerate(back[0]):
+        tensors[f"attention.{layer}"] = cache["attn"]["attention"][-1] * mask[:, None, :, None]
+
+    states = xp.concatenate([xp.broadcast_to(first, (B, 1, config.n_embd)), out[:, :-1]], axis=1).reshape(B * T, -1)
+    index = like(np.flatnonzero(scored), out)
+    losses, dscored = head_loss(params, states[index], objective, grads)
+    tensors["loss"] = losses.sum()
+    dstates = xp.zeros_like(states)
+    dstates[index] = dscored
+    dstates = dstates.reshape(B, T, -1)
+    dout = xp.concatenate([dstates[:, 1:], xp.zeros_like(dstates[:, :1])], axis=1)
+    dx, dpast = backward(dout, back, grads=grads)
+    if grads is not None:
+        embed_backward(dx, params, ids, grads, P)
+    if slots is not None:
+        tensors["first_logits"] = xp.broadcast_to(logits(params, first)[:, 0], (B, config.vocab_size))
+        dread = xp.zeros_like(read)
+        dread[:, -1:] = dstates[:, :1].sum(0, keepdims=True)
+        dslots, _ = backward(dread, back_slots, dpast, grads)
+        tensors["grad.prompt"] = dslots[0]
+        if grads is not None:
+            grads["wpe"]["weight"][:P] += dslots[0]
+    return tensors
