@@ -8,6 +8,8 @@ import math
 from pathlib import Path
 
 import numpy as np
+from safetensors import safe_open
+
 from helpers import (
     TINY,
     directional_error,
@@ -21,8 +23,6 @@ from helpers import (
     tree_errors,
     zeros_like,
 )
-from safetensors import safe_open
-
 from minicompress.gpt2 import Config, embed, forward, logits
 from minicompress.gpt2.model import positions
 from minicompress.layers import attention, embedding, gelu, layernorm, linear, losses
@@ -181,7 +181,7 @@ def slots_error(objective=token_objective, oracle=complex_step, config=TINY, see
     against = ids.reshape(-1) if objective is token_objective else log_normalised(rng, B * T, config.vocab_size)
     objective = objective(against, cotangent)
     _, dslots = prompt_step(params, config, slots, ids, objective)
-    f = lambda s: prompt_losses(params, config, s, ids, objective)  # noqa: E731
+    f = lambda s: prompt_losses(params, config, s, ids, objective)
     return directional_error(oracle, f, slots, dslots, cotangent, rng)
 
 
@@ -193,7 +193,7 @@ def weight_errors(config=TINY, oracle=complex_step, seed=0, P=4, B=3, T=5):
     objective = token_objective(ids.reshape(-1), cotangent)
     grads = zeros_like(params)
     prompt_step(params, config, slots, ids, objective, grads)
-    f = lambda p: prompt_losses(p, config, slots, ids, objective)  # noqa: E731
+    f = lambda p: prompt_losses(p, config, slots, ids, objective)
     return tree_errors(oracle, f, params, grads, cotangent, rng)
 
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import strict_device
 from hypothesis import HealthCheck, settings
+
+import strict_device
 
 ROOT = Path(__file__).resolve().parents[1]
 

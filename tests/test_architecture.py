@@ -71,7 +71,7 @@ def test_only_libraries_that_belong(path):
         assert top not in NEVER, f"{within(path)} imports {name}"
         if within(path).startswith("weights_loader"):
             assert top != "minicompress", f"{within(path)} imports {name}"
-        elif floor_of(part_of(dotted(path))) < floor_of("cli"):
+        elif floor_of(part_of(dotted(path))) < floor_of("commands"):
             assert top != "weights_loader", f"{within(path)} imports {name}; only the top floor joins the two"
 
 

@@ -4,10 +4,10 @@ import sys
 
 import numpy as np
 import pytest
-import strict_device
 from hypothesis import given
 from hypothesis import strategies as st
 
+import strict_device
 from minicompress.arrays import add_at, array_module, device_module, like, to_host
 from minicompress.trees import child, flatten, tree_map, unflatten
 

@@ -4,10 +4,10 @@ import math
 
 import numpy as np
 import pytest
+
 import strict_device
 from checks import LAYERS
 from helpers import TINY, prompt_step, random_ids, random_params, teacher_objective, token_objective, zeros_like
-
 from minicompress.arrays import to_host
 from minicompress.gpt2 import backward, embed, forward, logits
 from minicompress.layers import attention, gelu, layernorm, linear, losses

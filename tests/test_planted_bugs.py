@@ -10,8 +10,8 @@ import sys
 from dataclasses import dataclass
 
 import pytest
-from checks import CHECKS
 
+from checks import CHECKS
 from minicompress.gpt2 import block, head, model
 from minicompress.layers import attention, embedding, gelu, layernorm, linear, losses
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from notes import KINDS, NAMES, Question, ask, notes, pairs
+from notes import KINDS, NAMES, notes, pairs
 from tasks import invented, task
 
 DATA = Path(os.environ.get("MINICOMPRESS_DATA", Path(__file__).parents[2] / "../shared/data"))

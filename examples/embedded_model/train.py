@@ -12,13 +12,13 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from corpus import CURRICULUM, batches
-from start import induction_start
 from minicompress.gpt2 import Config
 from minicompress.training.adamw import adamw_init, adamw_step, clip_by_global_norm
 from minicompress.training.checkpoints import load_tree, save_tree
 from minicompress.training.language_model import language_model_step
 from minicompress.training.schedules import warmup_cosine
 from minicompress.training.shards import Shards
+from start import induction_start
 
 ROOT = Path(__file__).parents[2]
 CONFIG = Config(vocab_size=2048, n_positions=512, n_embd=192, n_layer=4, n_head=6)

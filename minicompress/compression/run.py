@@ -20,6 +20,7 @@ from minicompress.compression.queries import (
     text_query,
 )  # fmt: skip
 from minicompress.compression.teacher import Teacher
+from minicompress.gpt2 import Config
 from minicompress.gpt2.prefix import read_tokens
 from minicompress.prompts.initialise import from_noise, from_tokens, from_vocabulary
 from minicompress.prompts.soft_prompt import SoftPrompt, text_hash
@@ -33,7 +34,7 @@ GROUP = 24  # rows that the teacher writes at once
 class Model(NamedTuple):
     """The pair (params, config) that the mathematics takes, the tokenizer, and the hash of the weights."""
 
-    pair: tuple
+    pair: tuple[dict, Config]
     tokenizer: Any
     hash: str
 

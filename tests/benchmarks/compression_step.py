@@ -136,7 +136,8 @@ def predicting_states(model, read, queries):
     from transformers import DynamicCache
 
     B = len(queries)
-    past = DynamicCache([tuple(x.expand(B, -1, -1, -1) for x in (p.keys, p.values)) for p in read.past_key_values.layers])
+    pairs = [(layer.keys, layer.values) for layer in read.past_key_values.layers]  # each (1, H, P, D)
+    past = DynamicCache([tuple(x.expand(B, -1, -1, -1) for x in pair) for pair in pairs])
     hidden = model.transformer(queries[:, :-1], past_key_values=past, use_cache=True).last_hidden_state
     return torch.cat([read.last_hidden_state[:, -1:].expand(B, -1, -1), hidden], 1).flatten(0, 1)
 

@@ -101,8 +101,9 @@ def libraries():
     """The BLAS and OpenMP libraries of this process: their kernels decide half of the result."""
     from threadpoolctl import threadpool_info
 
-    kinds = {f"{lib['internal_api']} {lib['version']} {lib.get('architecture', '')}".strip() for lib in threadpool_info()}
-    return sorted(kinds) + [f"{name} {sys.modules[name].__version__}" for name in ("numpy", "torch") if name in sys.modules]
+    found = {f"{lib['internal_api']} {lib['version']} {lib.get('architecture', '')}".strip() for lib in threadpool_info()}
+    ours = [name for name in ("numpy", "torch", "transformers", "peft") if name in sys.modules]
+    return sorted(found) + [f"{name} {sys.modules[name].__version__}" for name in ours]
 
 
 # The parent: all sides of one benchmark.
@@ -179,9 +180,10 @@ def markdown(results):
     for result in results:
         title = result["title"]
         for side, told in result["sides"].items():
-            ms = [1000 * s / result["parts"] for s in [told["seconds"], min(told["all_seconds"]), max(told["all_seconds"])]]
+            times = [told["seconds"], min(told["all_seconds"]), max(told["all_seconds"])]
+            median, least, most = (1000 * seconds / result["parts"] for seconds in times)
             memory = f"{told['peak_mb']:,.0f} ({told['loaded_mb']:,.0f})"
-            lines.append(f"| {title} | {side} | {ms[0]:,.1f} ms | {ms[1]:,.1f}–{ms[2]:,.1f} | {memory} | | |")
+            lines.append(f"| {title} | {side} | {median:,.1f} ms | {least:,.1f}–{most:,.1f} | {memory} | | |")
             title = ""
         for aim in result["aims"]:
             limit = "" if aim["limit"] is None else f"≤ {aim['limit']}"

@@ -1,8 +1,8 @@
-"""Runs the benchmarks and prints one Markdown table: `python tests/benchmarks/run.py [--json FILE]`.
+"""Runs the benchmarks and prints one Markdown table: `PYTHONPATH=. python tests/benchmarks/run.py [--json FILE]`.
 
-Needs the `peers` extra and an otherwise idle machine; all of them take a few minutes. OpenBLAS and
-MKL choose their kernels by the processor and by the environment (OPENBLAS_CORETYPE, …): what each
-side used is in the JSON file.
+Needs the `peers` extra and an otherwise idle machine; all of them take about ten minutes. OpenBLAS
+and MKL choose their kernels by the processor and by the environment (OPENBLAS_CORETYPE, …): what
+each side used is in the JSON file.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """Against PyTorch's numbers in a file; each tolerance is about ten times the error that was seen."""
 
 import pytest
-from checks import GOLDEN, golden, golden_step
 
+from checks import GOLDEN, golden, golden_step
 from minicompress.trees import flatten
 from minicompress.verification.oracles import relative_error
 

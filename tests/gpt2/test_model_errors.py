@@ -5,8 +5,8 @@ import math
 
 import numpy as np
 import pytest
-from helpers import TINY, random_params
 
+from helpers import TINY, random_params
 from minicompress.gpt2 import Config, embed
 from minicompress.gpt2.init import init, shapes
 from minicompress.trees import flatten

@@ -4,6 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from checks import slots_error, weight_errors
 from helpers import (
     TINY,
@@ -16,9 +19,6 @@ from helpers import (
     token_objective,
     zeros_like,
 )
-from hypothesis import given
-from hypothesis import strategies as st
-
 from minicompress.gpt2 import Config
 from minicompress.gpt2.init import shapes
 from minicompress.trees import flatten
@@ -73,7 +73,7 @@ def test_taylor_remainder_falls_with_the_square(objective, rng):
     ids = random_ids(TINY, rng, 3, 5)
     _, dslots = prompt_step(params, TINY, slots, ids, objective)
     u = unit_direction(rng, slots.shape) + dslots / np.linalg.norm(dslots)
-    f = lambda s: prompt_losses(params, TINY, s, ids, objective).mean()  # noqa: E731
+    f = lambda s: prompt_losses(params, TINY, s, ids, objective).mean()
     assert min(taylor_rates(f, slots, u, dslots)) > 1.9
     assert max(taylor_rates(f, slots, u, 1.01 * dslots)) < 1.9
 

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from checks import causal_error, hard_text_error, hidden_of
-from helpers import TINY, prompt_step, random_ids, random_params, token_objective, zeros_like
 from hypothesis import given
 from hypothesis import strategies as st
 
+from checks import causal_error, hard_text_error, hidden_of
+from helpers import TINY, prompt_step, random_ids, random_params, token_objective, zeros_like
 from minicompress.gpt2 import backward, embed, embed_backward, forward, head_loss, logits
 from minicompress.trees import flatten
 from minicompress.verification.oracles import relative_error

@@ -4,11 +4,11 @@ from functools import partial
 
 import numpy as np
 import pytest
-from checks import LAYERS, layer_error
-from helpers import read_only, zeros_like
 from hypothesis import given
 from hypothesis import strategies as st
 
+from checks import LAYERS, layer_error
+from helpers import read_only, zeros_like
 from minicompress.layers.attention import softmax_backward
 from minicompress.layers.embedding import embedding_backward
 from minicompress.layers.gelu import gelu, gelu_backward

@@ -4,12 +4,12 @@ import math
 
 import numpy as np
 import pytest
-from checks import DEFINED, LAYERS, definition_error, layer_error
-from helpers import log_normalised
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from checks import DEFINED, LAYERS, definition_error, layer_error
+from helpers import log_normalised
 from minicompress.layers.attention import attention, attention_backward, softmax
 from minicompress.layers.gelu import gelu
 from minicompress.layers.losses import (

@@ -1,9 +1,9 @@
 """GPT-2 against Hugging Face Transformers: logits, hidden states, loss, and the gradient of every weight."""
 
 import pytest
-from helpers import token_objective, zeros_like
 from peer_models import SHAPES, TOLERANCES, assert_equal, mean_loss, peer, to_numpy, tokens, torch, tree_of
 
+from helpers import token_objective, zeros_like
 from minicompress.gpt2 import backward, embed, embed_backward, forward, head_loss, logits
 
 pytestmark = pytest.mark.peers

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from helpers import prompt_step, teacher_objective, token_objective
 from peer_models import SHAPES, TOLERANCES, assert_equal, mean_loss, peer, to_numpy, tokens, torch, tree_of
 
+from helpers import prompt_step, teacher_objective, token_objective
 from minicompress.gpt2 import backward, embed, forward, head_loss, logits
 from minicompress.layers.losses import log_softmax
 

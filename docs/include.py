@@ -1,0 +1,50 @@
+"""Puts the project's own source into the pages: `python docs/include.py`, or `--check` to name the pages that differ.
+
+A page asks for a function, a class or a method with a comment, and the fenced block below it is filled:
+
+    <!-- source: minicompress/layers/layernorm.py layernorm_backward -->
+"""
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+DOCS = Path(__file__).resolve().parent
+ROOT = DOCS.parent
+BLOCK = re.compile(r"^(<!-- source: (\S+) (\S+) -->\n+```python\n)(.*?)(^```$)", re.DOTALL | re.MULTILINE)
+
+
+def source(path, name):
+    """The lines of `name` (function, Class or Class.method) in ROOT/path. Raises LookupError where it is not."""
+    text = (ROOT / path).read_text(encoding="utf-8")
+    node = ast.parse(text)
+    for part in name.split("."):
+        named = [child for child in node.body if getattr(child, "name", None) == part]
+        if len(named) != 1:
+            raise LookupError(f"{path} has no {name}")
+        node = named[0]
+    first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
+    return "\n".join(text.splitlines()[first - 1 : node.end_lineno]) + "\n"
+
+
+def refreshed(page):
+    """The page's text with every included block as the source has it now."""
+    return BLOCK.sub(lambda m: m[1] + source(m[2], m[3]) + m[5], page)
+
+
+def main(check):
+    """Writes the pages that differ, or only names them; True where one differs."""
+    differ = False
+    for path in sorted(DOCS.glob("*.md")):
+        page = path.read_text(encoding="utf-8")
+        if page != (now := refreshed(page)):
+            differ = True
+            print(f"{path.relative_to(ROOT)} {'differs from the source' if check else 'refreshed'}")
+            if not check:
+                path.write_text(now, encoding="utf-8")
+    return differ
+
+
+if __name__ == "__main__":
+    sys.exit(main(check=True) if "--check" in sys.argv[1:] else main(check=False) and None)
