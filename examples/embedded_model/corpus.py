@@ -24,19 +24,19 @@ LOW, PROSE = 0.1, 0.3
 BARE_FROM = 4_000_000  # training tokens after which half of the batches have no `<|endoftext|>` in front
 
 RUNGS = ("copy", "grid", "pairs", "notes", "tasks", "prose")
-# until M tokens, how long copies are, how many fillers a grid has, share of each rung
+# until M tokens, how long copies are, how many columns and fillers a grid has, share of each rung
 CURRICULUM = (
-    (1.0, 24, 0, (1.00, 0.00, 0.00, 0.00, 0.00, 0.00)),
-    (1.6, 64, 0, (0.50, 0.50, 0.00, 0.00, 0.00, 0.00)),
-    (2.6, 64, 1, (0.20, 0.60, 0.20, 0.00, 0.00, 0.00)),
-    (4.0, 64, 3, (0.10, 0.45, 0.30, 0.15, 0.00, 0.00)),
-    (6.0, 96, 4, (0.05, 0.20, 0.25, 0.35, 0.15, 0.00)),
-    (24.0, 96, 4, (0.04, 0.06, 0.05, 0.40, 0.30, 0.15)),
+    (2.4, 24, 1, 0, (1.00, 0.00, 0.00, 0.00, 0.00, 0.00)),
+    (3.0, 32, 1, 0, (0.50, 0.50, 0.00, 0.00, 0.00, 0.00)),
+    (4.0, 48, 2, 1, (0.25, 0.45, 0.30, 0.00, 0.00, 0.00)),
+    (5.5, 64, 3, 2, (0.10, 0.40, 0.30, 0.20, 0.00, 0.00)),
+    (7.5, 96, 3, 4, (0.05, 0.25, 0.20, 0.35, 0.15, 0.00)),
+    (18.0, 96, 3, 4, (0.04, 0.06, 0.05, 0.40, 0.30, 0.15)),
 )
 
 
 def mixture(tokens):
-    """(longest copy, most fillers, share of each rung) after so many training tokens."""
+    """(longest copy, most columns, most fillers, share of each rung) after so many training tokens."""
     return next((row[1:] for row in CURRICULUM if tokens < row[0] * 1e6), CURRICULUM[-1][1:])
 
 
@@ -83,32 +83,22 @@ def prose_tokens(tokenizer, split="train"):
 
 
 def copy_document(rng, vocabulary, n):
-    """n random tokens, then as many again in excerpts of 2 to 6 of them: what an induction head is for.
-
-    Excerpts rather than the whole, so that counting back a fixed distance does not help; an
-    excerpt's first token cannot be known.
-    """
+    """n random tokens said twice: what an induction head is for. The second saying's first token cannot be known."""
     said = rng.integers(1, vocabulary, n)
-    ids, weights = [said], [np.zeros(n)]
-    while sum(map(len, ids)) < 2 * n:
-        length = int(rng.integers(2, 7))
-        start = int(rng.integers(n - length + 1))
-        ids.append(said[start:start + length])
-        weights.append(np.r_[0.0, np.ones(length - 1)])
-    return np.concatenate(ids), np.concatenate(weights)
+    return np.r_[said, said], np.r_[np.zeros(n + 1), np.ones(n - 1)]
 
 
-def grid_document(rng, vocabulary, fillers):
+def grid_document(rng, vocabulary, most_columns, fillers):
     """`… a … b … value` for a few a and b, then all again, shuffled and worded otherwise: a value belongs to both.
 
     The gaps hold up to `fillers` tokens, the same ones in every line of a saying. With one b it may be left out.
     """
-    rows, columns = rng.integers(2, 6), rng.integers(1, 4)
+    rows, columns = rng.integers(2, 6), rng.integers(1, most_columns + 1)
     keys, gaps = rows + columns, rng.integers(0, fillers + 1, (2, 3))  # [saying, before a, b and the value]
     drawn = rng.choice(vocabulary - 1, keys + rows * columns + gaps.sum(), replace=False) + 1
     a, b, values, words = np.split(drawn, [rows, keys, keys + rows * columns])
     worded = np.split(words, gaps.ravel().cumsum()[:-1])
-    short, flip = columns == 1 and rng.random() < 0.7, rng.random() < 0.5
+    short, flip = columns == 1 and rng.random() < (0.7 if most_columns > 1 else 1), rng.random() < 0.5
     ids, weights = [], []
     for saying in (0, 1):
         for cell in rng.permutation(rows * columns):
@@ -135,7 +125,7 @@ def asked(context):
     return pieces
 
 
-def documents(rng, tokenizer, prose, rung, longest, fillers):
+def documents(rng, tokenizer, prose, rung, longest, columns, fillers):
     """An endless stream of (ids, weights) of one rung and, but for tasks, of one size."""
     vocabulary = tokenizer.get_vocab_size()
     people, n = int(rng.integers(1, 6)), int(rng.integers(6, longest))
@@ -144,7 +134,7 @@ def documents(rng, tokenizer, prose, rung, longest, fillers):
         if rung == "copy":
             yield copy_document(rng, vocabulary, n)
         elif rung == "grid":
-            yield grid_document(rng, vocabulary, fillers)
+            yield grid_document(rng, vocabulary, columns, fillers)
         elif rung == "pairs":
             yield encode(tokenizer, asked(pairs(rng, people, facts)))
         elif rung == "notes":
@@ -159,8 +149,8 @@ def documents(rng, tokenizer, prose, rung, longest, fillers):
 def batch(seed, step, tokenizer, prose, tokens_per_batch):
     """The batch of one step, each row begun by `<|endoftext|>`. -> ids [B, T+1] int32, weights [B, T] float32"""
     rng = np.random.default_rng((seed, step))
-    longest, fillers, shares = mixture(step * tokens_per_batch)
-    stream = documents(rng, tokenizer, prose, RUNGS[rng.choice(len(RUNGS), p=shares)], longest, fillers)
+    longest, columns, fillers, shares = mixture(step * tokens_per_batch)
+    stream = documents(rng, tokenizer, prose, RUNGS[rng.choice(len(RUNGS), p=shares)], longest, columns, fillers)
     drawn = [next(stream)]
     while sum(len(ids) + 1 for ids, _ in drawn) < tokens_per_batch:
         drawn.append(next(stream))

@@ -12,17 +12,16 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from corpus import CURRICULUM, batches
-from minicompress.gpt2 import Config
+from minicompress.gpt2 import Config, init
 from minicompress.training.adamw import adamw_init, adamw_step, clip_by_global_norm
 from minicompress.training.checkpoints import load_tree, save_tree
 from minicompress.training.language_model import language_model_step
 from minicompress.training.schedules import warmup_cosine
 from minicompress.training.shards import Shards
-from start import induction_start
 
 ROOT = Path(__file__).parents[2]
 CONFIG = Config(vocab_size=2048, n_positions=512, n_embd=192, n_layer=4, n_head=6)
-TOKENS_PER_BATCH, LR, WARMUP, SEED = 2048, 2.5e-3, 100, 0
+TOKENS_PER_BATCH, LR, WARMUP, SEED = 2048, 1e-3, 100, 0
 
 
 def main():
@@ -33,7 +32,7 @@ def main():
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     checkpoint, log = args.out / "checkpoint.safetensors", args.out / "log.jsonl"
-    params = induction_start(CONFIG, np.random.default_rng(SEED))
+    params = init(CONFIG, np.random.default_rng(SEED))
     state = adamw_init(params)
     if checkpoint.exists():
         tree, facts = load_tree(checkpoint)

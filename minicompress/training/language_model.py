@@ -8,17 +8,17 @@ from minicompress.layers.losses import cross_entropy, cross_entropy_backward
 from minicompress.trees import tree_map
 
 
-def language_model_step(params, config, tokens, weights, shards):
+def language_model_step(params, config, tokens, weights, shards, offset=0):
     """tokens (B, T+1), weights (B, T) of their targets -> mean loss in nats, grads (a tree like params).
 
-    The mean is over all weights of the batch, so the number of shards does not change it.
+    `offset` is the position of the first column. The mean is over all weights of the batch, so the number of shards does not change it.
     """
     total = weights.sum()
 
     def shard(rows):
         grads = tree_map(lambda p: array_module(p).zeros_like(p), params)
         ids, targets, scale = tokens[rows, :-1], tokens[rows, 1:].reshape(-1), weights[rows].reshape(-1) / total
-        x = embed(params, ids)
+        x = embed(params, ids, offset)
         hidden, _, cache = forward(params, config, x, keep="grads")
         scored = np.flatnonzero(scale)  # what weighs nothing never meets the vocabulary
         if not len(scored):
@@ -35,7 +35,7 @@ def language_model_step(params, config, tokens, weights, shards):
         dhidden = array_module(flat).zeros_like(flat)
         dhidden[scored] = dscored
         dx, _ = backward(dhidden.reshape(hidden.shape), cache, grads=grads)
-        embed_backward(dx, params, ids, grads)
+        embed_backward(dx, params, ids, grads, offset)
         return losses.sum(), grads
 
     losses, grads = zip(*shards.map(shard, len(tokens)), strict=True)

@@ -1,0 +1,148 @@
+"""A tiny compression, and its checks as functions that return a relative error, which planted bugs share."""
+
+import numpy as np
+from helpers import TINY, directional_error, random_params
+
+from minicompress.compression.gradient import slots_gradient
+from minicompress.compression.objectives import kl, likelihood
+from minicompress.compression.queries import Query, pad
+from minicompress.compression.teacher import Teacher
+from minicompress.evaluation.metrics import Scores, gap_closed, score
+from minicompress.gpt2 import embed, forward, head_loss, logits
+from minicompress.gpt2.model import positions
+from minicompress.gpt2.prefix import Prefix, predictors, read_slots, read_tokens
+from minicompress.layers.losses import log_softmax
+from minicompress.training.shards import Shards
+from minicompress.verification.oracles import complex_step, relative_error
+
+
+class Problem:
+    """A random model, a context of seven tokens, ragged queries whose first token is scored or not, four slots."""
+
+    def __init__(self, seed=0, first=True, dtype=np.float64):
+        self.rng = rng = np.random.default_rng(seed)
+        self.model = random_params(TINY, rng, dtype), TINY
+        self.context = rng.integers(17, size=7).tolist()
+        places = ((6, 2), (3, 0), (5, 4), (2, 0), (4, 1)) if first else ((6, 2), (3, 1), (5, 4), (2, 1), (4, 1))
+        self.queries = [Query(rng.integers(17, size=n).tolist(), start) for n, start in places]
+        self.slots = rng.standard_normal((4, TINY.n_embd)).astype(dtype)
+        self.ids, self.scored = pad(self.queries)
+
+    def teacher(self, shards, temperature=1.0):
+        prefix = read_tokens(*self.model, self.context)
+        return Teacher(self.model, prefix, self.queries, shards, rows=2, temperature=temperature)
+
+    def objectives(self, loss, temperature, shards):
+        """make_objective, as `train_slots` makes it."""
+        if loss == "likelihood":
+            return lambda part, weight: likelihood(self.ids[part][self.scored[part]], weight)
+        teacher, numbers = self.teacher(shards, temperature), np.arange(len(self.queries))
+        return lambda part, weight: kl(teacher.logp(numbers[part]), weight, temperature)
+
+    def gradient(self, loss="kl", temperature=1.0, shards=1):
+        with Shards(shards) as threads:
+            make = self.objectives(loss, temperature, threads)
+            return slots_gradient(self.model, self.slots, self.ids, self.scored, make, threads)
+
+    def losses(self, loss="kl", temperature=1.0):
+        """f(slots) -> the share of each scored place in the mean loss, with slots and tokens read in one go."""
+        with Shards(1) as threads:
+            objective = self.objectives(loss, temperature, threads)(slice(None), 1 / self.scored.sum())
+        return lambda slots: head_loss(self.model[0], self.states(slots), objective)[0]
+
+    def states(self, slots):
+        """The states that predict the scored tokens, each row read at once behind its own slots."""
+        params, P = self.model[0], len(slots)
+        x = embed(params, self.ids, P)
+        front = np.broadcast_to(slots + positions(params, P), (len(x), *slots.shape))
+        hidden, _, _ = forward(params, TINY, np.concatenate([front, x], 1), keep="nothing")
+        return hidden[:, P - 1 : -1][self.scored]
+
+
+def gradient_error(loss="kl", temperature=1.0, seed=0, first=True, shards=2, oracle=complex_step):
+    problem = Problem(seed, first)
+    _, dslots = problem.gradient(loss, temperature, shards)
+    f = problem.losses(loss, temperature)
+    return directional_error(oracle, f, problem.slots, dslots, np.ones(problem.scored.sum()), problem.rng)
+
+
+def loss_error(loss="kl", shards=2):
+    problem = Problem()
+    return relative_error(problem.gradient(loss, 1.0, shards)[0], problem.losses(loss)(problem.slots).sum())
+
+
+def definition_error(temperature=2.0):
+    """T² KL(teacher ‖ student), both at that temperature, averaged over the scored places."""
+    problem = Problem()
+    with Shards(1) as shards:
+        theirs, x = problem.teacher(shards, temperature).logp(range(5)), problem.states(problem.slots)
+    ours = log_softmax(logits(problem.model[0], x) / temperature)
+    truth = temperature**2 * (np.exp(theirs) * (theirs - ours)).sum(-1).mean()
+    return relative_error(problem.gradient("kl", temperature)[0], truth)
+
+
+def predictors_error():
+    problem = Problem()
+    prefix, _ = read_slots(*problem.model, problem.slots)
+    hidden, _ = predictors(*problem.model, prefix, problem.ids, problem.scored)
+    return relative_error(hidden, problem.states(problem.slots))
+
+
+def teacher_error(temperature=1.0):
+    """What the teacher expects, against context and query read in one go, one query at a time."""
+    problem = Problem()
+    params = problem.model[0]
+    with Shards(2) as shards:
+        kept = problem.teacher(shards, temperature).logp(range(5))
+    truth = []
+    for query in problem.queries:
+        ids = np.array([problem.context + query.ids])
+        out = logits(params, forward(params, TINY, embed(params, ids), keep="nothing")[0])[0, 6:-1]
+        truth.append(log_softmax(out[query.start :] / temperature))
+    return relative_error(kept, np.concatenate(truth))
+
+
+def lossless_error():
+    """Slots that are the context's own embeddings: no divergence from the teacher, no gradient."""
+    problem = Problem()
+    problem.slots = problem.model[0]["wte"]["weight"][problem.context]
+    loss, dslots = problem.gradient()
+    return max(abs(loss), np.abs(dslots).max())
+
+
+def scores(problem, prefix):
+    with Shards(2) as shards:
+        return score(problem.model, None, prefix, problem.queries, problem.teacher(shards), shards, rows=2)
+
+
+def score_error():
+    """Bits of KL(teacher ‖ student), place by place, from the definition."""
+    problem = Problem()
+    found = np.concatenate(scores(problem, read_slots(*problem.model, problem.slots)[0]).kl)
+    with Shards(1) as shards:
+        theirs = problem.teacher(shards).logp(range(5))
+    ours = log_softmax(logits(problem.model[0], problem.states(problem.slots)))
+    return relative_error(found, (np.exp(theirs) * (np.log2(np.exp(theirs)) - np.log2(np.exp(ours)))).sum(-1))
+
+
+def gap_error():
+    """A ratio of means over all places, by hand; queries of different sizes tell it from a mean of ratios."""
+    none, sigma = Scores([np.array([4.0]), np.array([1.0, 1.0])], []), Scores([np.array([1.0]), np.array([0.5, 0.9])], [])
+    return relative_error(gap_closed(none, sigma, np.random.default_rng(0))[0], 1 - 2.4 / 6)
+
+
+CHECKS = {
+    "gradient, kl": gradient_error,
+    "gradient, kl at T = 2": lambda: gradient_error(temperature=2.0),
+    "gradient, likelihood": lambda: gradient_error("likelihood"),
+    "loss, kl": loss_error,
+    "loss, likelihood": lambda: loss_error("likelihood"),
+    "definition of kl at T = 2": definition_error,
+    "predictors": predictors_error,
+    "teacher": teacher_error,
+    "lossless": lossless_error,
+    "score": score_error,
+    "gap": gap_error,
+}
+
+NOTHING = Prefix()

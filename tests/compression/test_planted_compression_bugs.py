@@ -1,0 +1,56 @@
+"""Bugs planted in compression, one edit each, that a check of `compressing.py` must catch."""
+
+import pytest
+from compressing import CHECKS
+from test_planted_bugs import Bug, plant
+
+from minicompress.compression import gradient, objectives
+from minicompress.evaluation import metrics
+from minicompress.gpt2 import prefix
+
+BUGS = [
+    Bug("targets shifted by one", "predictors", prefix.predictors,
+        "[xp.broadcast_to(first, (B, 1, C)), hidden]", "[hidden, xp.broadcast_to(first, (B, 1, C))]"),
+    Bug("tokens not moved on by the slots", "predictors", prefix.predictors,
+        "ids[:, :-1], prefix.length", "ids[:, :-1], 0"),
+    Bug("slots without positions", "predictors", prefix.read_slots,
+        "slots[None] + positions(params, len(slots))", "slots[None]"),
+    Bug("the teacher reads one token too few", "teacher", prefix.read_tokens,
+        "np.asarray(ids)[None]", "np.asarray(ids)[None, :-1]"),
+    Bug("the teacher's last state is its first", "teacher", prefix.read_tokens,
+        "hidden[:, -1:]", "hidden[:, :1]"),
+    Bug("the first token's gradient dropped", "gradient, kl", prefix.predictors_backward,
+        "dall[:, :1].sum(0, keepdims=True)", "0 * dall[:, :1].sum(0, keepdims=True)"),
+    Bug("the first token's gradient averaged over the rows", "gradient, kl", prefix.predictors_backward,
+        "dall[:, :1].sum(0", "dall[:, :1].mean(0"),
+    Bug("the last slot's gradient at the first slot", "gradient, likelihood", prefix.read_slots_backward,
+        "dhidden[:, -1:] = dlast", "dhidden[:, :1] = dlast"),
+    Bug("what the rows asked of the slots dropped", "gradient, kl", prefix.read_slots_backward,
+        "backward(dhidden, cache, dpast)", "backward(dhidden, cache)"),
+    Bug("a mean per shard", "loss, kl", gradient.slots_gradient,
+        "hidden, make_objective(rows, weight)", "hidden, make_objective(rows, 1 / int(scored[rows].sum()))"),
+    Bug("a mean over the padded batch", "loss, likelihood", gradient.slots_gradient,
+        "1 / int(scored.sum())", "1 / scored.size"),
+    Bug("the gradient of the first shard alone", "gradient, likelihood", gradient.slots_gradient,
+        "sum(dlasts[1:], dlasts[0])", "dlasts[0]"),
+    Bug("the past's gradient of the first shard alone", "gradient, kl", gradient.slots_gradient,
+        "sum(parts[1:], parts[0])", "parts[0]"),
+    Bug("the student's temperature forgotten", "definition of kl at T = 2", objectives.kl,
+        "kl_divergence(logits, teacher_logp[rows], temperature)", "kl_divergence(logits, teacher_logp[rows])"),
+    Bug("the teacher's places in the wrong order", "lossless", objectives.kl,
+        "teacher_logp[rows]", "teacher_logp[::-1]"),
+    Bug("scored by KL the other way round", "score", metrics.score,
+        "(xp.exp(theirs) * (theirs - ours))", "(xp.exp(ours) * (ours - theirs))"),
+    Bug("nats called bits", "score", metrics.score,
+        "* BITS", "* 1"),
+    Bug("the gap as a mean of ratios", "gap", metrics.gap_closed,
+        "1 - sigma.mean_kl / none.mean_kl",
+        "float(np.mean([1 - b.mean() / a.mean() for a, b in zip(none.kl, sigma.kl)]))"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
+def test_every_planted_bug_is_caught(bug, monkeypatch):
+    assert bug.caught_by in CHECKS
+    plant(bug, monkeypatch)
+    assert not CHECKS[bug.caught_by]() <= 1e-10
