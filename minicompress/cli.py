@@ -38,7 +38,7 @@ def show(result: Any, as_json: bool, text: Any) -> None:
         Console().print(text)
 
 
-def bar(description: str) -> Progress:
+def bar() -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"))
     return Progress(*columns, TimeRemainingColumn(), console=aside)
 
@@ -92,17 +92,7 @@ def compress(
         if resume and checkpoint.exists():
             run.resume(checkpoint)
         aside.print(f"{len(run.ids):,} tokens; {len(run.train)} queries to train on, {len(run.held)} held out")
-        with bar("training") as progress:
-            task = progress.add_task("slots", total=steps, completed=run.state["step"], loss="")
-            run.train_slots(
-                checkpoint, lambda step, _, loss: progress.update(task, completed=step, loss=f"loss {loss:.4f}")
-            )
-            extra = None
-            if baselines == "all":
-                control = progress.add_task("controls", total=2 * steps, loss="")
-                extra = trained_prefixes(
-                    run, commands.read_text(other or OTHER_CONTEXT), lambda *_: progress.advance(control)
-                )
+        extra = train(run, checkpoint, (other or OTHER_CONTEXT) if baselines == "all" else None)
         with aside.status("evaluating on the held-out queries"):
             result = evaluate(run, extra)
     run.prompt().save(out)
@@ -115,6 +105,24 @@ def compress(
     if not as_json:
         Console().print(evaluation_table(result))
     show(result, as_json, cost_line(result) + f"\nwritten to {out}")
+
+
+def train(run: Run, checkpoint: Path, other: Path | None) -> dict | None:
+    """Trains the slots and, where another context is given, the two controls -> prefixes of the controls."""
+    steps = run.recipe.steps
+    with bar() as progress:
+        task = progress.add_task("slots", total=steps, completed=run.state["step"], loss="")
+        try:
+            run.train_slots(
+                checkpoint, lambda step, _, loss: progress.update(task, completed=step, loss=f"loss {loss:.4f}")
+            )
+        except KeyboardInterrupt:
+            progress.console.print(f"stopped; {checkpoint} keeps the last step saved, and --resume goes on from it")
+            raise
+        if not other:
+            return None
+        task = progress.add_task("controls", total=2 * steps, loss="")
+        return trained_prefixes(run, commands.read_text(other), lambda *_: progress.advance(task))
 
 
 def summary(result: dict) -> dict:
@@ -158,8 +166,14 @@ def generate(
     prefix = commands.prompt_prefix(opened, commands.open_prompt(prompt, opened)) if prompt else None
     stop = line_ends(opened.tokenizer, lines) if lines else None
     ids = opened.tokenizer.encode(text).ids
-    sampling = {"rng": np.random.default_rng(seed), "temperature": temperature, "top_k": top_k, "top_p": top_p}
-    new = write(*opened.pair, [ids], tokens, prefix, stop, **sampling)[0]
+    sampling: dict[str, Any] = {
+        "rng": np.random.default_rng(seed),
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+    }
+    params, config = opened.pair
+    new = write(params, config, [ids], tokens, prefix, stop, **sampling)[0]
     written = opened.tokenizer.decode(new)
     show({"text": written, "tokens": new}, as_json, text + written)
 
@@ -204,9 +218,6 @@ def main() -> None:
     """Runs a command; a user's mistake costs one line and exit code 2, never a traceback."""
     try:
         app()
-    except KeyboardInterrupt:
-        aside.print("stopped; what was trained so far is kept beside --out, and --resume goes on from it")
-        sys.exit(130)
     except (ValueError, OSError, FloatingPointError, MemoryError) as reason:
         print(f"minicompress: {reason or 'out of memory'}", file=sys.stderr)
         sys.exit(2)

@@ -7,6 +7,8 @@ neither are the pairs of name and value for which `is_held_out_pair` is true.
 
 from collections import namedtuple
 
+import numpy as np
+
 Context = namedtuple("Context", "text questions chance header", defaults=(0.0, ""))
 Question = namedtuple("Question", "question answer kind person")
 Kind = namedtuple("Kind", "values verbs nouns questions who")
@@ -101,7 +103,9 @@ KINDS = {
 }
 
 HEADERS = ("Notes:", "Some notes:", "Notes about {names}:", "What we know about {names}:", "Facts about {names}:", "")
-JOINED = ("{n}, who {a}, {b}.", "{n} {a} and {b}.", "{n} {a}, and {n} also {b}.", HELD, "{n}, who {a}, also {b}.")
+JOINED = ("{n}, who {a}, {b}", "{n} {a} and {b}", "{n} {a}, and {n} also {b}", HELD, "{n}, who {a}, also {b}")
+OPENERS = ("As everybody knows,", "It is said that", "These days", "In fact,", "According to a friend,", "We also know that",
+           "As far as we know,", "Besides,", HELD, "People say that", "As a friend told us,")
 
 
 def phrasings(options, held_out):
@@ -115,43 +119,56 @@ def pick(rng, options, held_out=False):
     return options[rng.integers(len(options))]
 
 
+def choose(rng, options, count):
+    """`count` different ones, in any order."""
+    return [options[i] for i in rng.choice(len(options), count, replace=False)]
+
+
 def is_held_out_pair(name, kind, value):
     return (NAMES.index(name) + KINDS[kind].values.index(value)) % 5 == 0
 
 
-def draw_facts(rng, people, facts, held_out=False):
-    """`facts` distinct (name, kind, value), spread evenly over `people` names; no value stands twice."""
-    names = [NAMES[i] for i in rng.choice(len(NAMES), people, replace=False)]
-    shared = [list(KINDS)[i] for i in rng.permutation(len(KINDS))]  # the same kinds for all people first: they must be told apart
-    slots = [(name, kind) for kind in shared for name in rng.permutation(names)][:facts]
+def draw_facts(rng, slots, held_out=False):
+    """A (name, kind, value) for each (name, kind), if one is left; no value stands twice."""
     used, drawn = set(), []
     for name, kind in slots:
-        allowed = [v for v in KINDS[kind].values
-                   if v not in used and is_held_out_pair(name, kind, v) == held_out]
+        allowed = [v for v in KINDS[kind].values if v not in used and is_held_out_pair(name, kind, v) == held_out]
         if allowed:
-            drawn.append((str(name), kind, pick(rng, allowed)))
+            drawn.append((name, kind, pick(rng, allowed)))
             used.add(drawn[-1][2])
-    return names, drawn
+    return drawn
+
+
+def sentence(rng, fact, held_out=False):
+    name, kind, value = fact
+    if rng.random() < 0.4:
+        return pick(rng, KINDS[kind].nouns, held_out).format(n=name, v=value)
+    return f"{name} {pick(rng, KINDS[kind].verbs, held_out).format(v=value)}"
+
+
+def opened(rng, said, held_out=False):
+    """A sentence, now and then after a few words that say nothing."""
+    if rng.random() > 0.35:
+        return said + "."
+    said = said if said.split()[0].rstrip(",").removesuffix("'s") in NAMES else said[0].lower() + said[1:]
+    return f"{pick(rng, OPENERS, held_out)} {said}."
 
 
 def sentences(rng, drawn, held_out=False):
-    """Sentences that together state every fact, in one of three orders; a quarter of them state two facts."""
+    """Sentences that together state every fact, by person or in any order; some of them state two facts."""
     order = rng.permutation(len(drawn))
     if rng.random() < 0.5:  # person by person
         order = sorted(order, key=lambda i: drawn[i][0])
     left, said = [drawn[i] for i in order], []
     while left:
-        name, kind, value = left.pop(0)
-        verb = pick(rng, KINDS[kind].verbs, held_out).format(v=value)
-        other = next((f for f in left if f[0] == name), None)
+        fact = left.pop(0)
+        other = next((f for f in left if f[0] == fact[0]), None)
         if other and rng.random() < 0.3:
             left.remove(other)
-            b = pick(rng, KINDS[other[1]].verbs, held_out).format(v=other[2])
-            said.append(pick(rng, JOINED, held_out).format(n=name, a=verb, b=b))
-        elif rng.random() < 0.4:
-            said.append(pick(rng, KINDS[kind].nouns, held_out).format(n=name, v=value) + ".")
+            parts = {x: pick(rng, KINDS[k].verbs, held_out).format(v=v) for x, (_, k, v) in (("a", fact), ("b", other))}
+            said.append(opened(rng, pick(rng, JOINED, held_out).format(n=fact[0], **parts), held_out))
         else:
-            said.append(f"{name} {verb}.")
+            said.append(opened(rng, sentence(rng, fact, held_out), held_out))
     return said
 
 
@@ -168,19 +185,30 @@ def ask(rng, fact, held_out=False, reverse=0.2):
 
 def notes(rng, people, facts, held_out=False):
     """Notes in prose, and one question for each fact, shuffled."""
-    names, drawn = draw_facts(rng, people, facts, held_out)
+    names, kinds = choose(rng, NAMES, people), choose(rng, list(KINDS), len(KINDS))
+    # the same kinds for all people first: they must be told apart
+    drawn = draw_facts(rng, [(name, kind) for kind in kinds for name in choose(rng, names, people)][:facts], held_out)
     header = pick(rng, HEADERS).format(names=list_names(names))
     text = " ".join(([header] if header else []) + sentences(rng, drawn, held_out)) + "\n"
     return Context(text, [ask(rng, drawn[i], held_out) for i in rng.permutation(len(drawn))])
 
 
-def pairs(rng, people, facts):
-    """The same facts as bare lists: `Mara place Oslo` or `Mara Oslo`; the rung before sentences."""
-    names, drawn = draw_facts(rng, people, facts)
-    style = rng.integers(3)
-    form = ("{n} {k} {v}", "{n} {k}: {v}", "the {k} of {n} is {v}")[style]
-    lines = [form.format(n=n, k=k, v=v) for n, k, v in (drawn[i] for i in rng.permutation(len(drawn)))]
-    questions = [ask(rng, drawn[i]) if rng.random() < 0.3 else
-                 Question(f"{drawn[i][1]} of {drawn[i][0]}" if rng.random() < 0.5 else f"{drawn[i][0]} {drawn[i][1]}", drawn[i][2], *drawn[i][1::-1])
-                 for i in rng.permutation(len(drawn))]
-    return Context("Notes: " + ", ".join(lines) + ".\n", questions)
+def pairs(rng, people, said, recalled):
+    """One fact for each of a few people, and then each value again, as (text, whether it is a value to recall).
+
+    What makes a model bind a value to its name is that either end can be bare: said as `Mara Oslo`, a value follows its
+    name at once; recalled as `Mara`, nothing stands between the name and what is asked for. An induction head knows that
+    much; a sentence on one end, later on both, asks for a little more.
+    """
+    names = choose(rng, NAMES, people)
+    kinds = rng.choice(list(KINDS), 1 if rng.random() < 0.5 else people)
+    facts = draw_facts(rng, list(zip(names, np.resize(kinds, people).tolist())))
+    stated = [f"{name} {value}" if said == "barely" else sentence(rng, (name, kind, value)) for name, kind, value in facts]
+    pieces = [(" " + (", " if said == "barely" else ". ").join(stated) + "\n", False)]
+    for name, kind, value in choose(rng, facts, len(facts)):
+        if recalled == "barely":
+            pieces += [(f" {name}", False), (f" {value}", True), (",", False)]
+        else:
+            question = name if recalled == "by name" else pick(rng, KINDS[kind].questions).format(n=name)
+            pieces += [(f"Q: {question}\nA:", False), (f" {value}\n", True)]
+    return pieces

@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from notes import HELD, KINDS, Context, Question, pick
+from notes import HELD, KINDS, Context, Question, choose, pick
 
 FIRST = "bla dro fi gu jo lo mu pra sto tu wi ze".split()
 SECOND = "bix dax fen gop kim lum nog rud tiv zel".split()
@@ -10,18 +10,19 @@ PLAIN = [value for kind in ("pet", "food", "drink", "colour", "job") for value i
 CLASSES = ("pet", "food", "job", "place", "colour", "music", "language", "hobby")  # sortable kinds of known words
 
 
-def is_held_out_word(word):
-    return sum(word.encode()) % 5 == 0
+INVENTED = [a + b for a in FIRST for b in SECOND]
 
 
-def invented(rng, count, held_out=False):
-    """Distinct words that mean nothing, such as `drobix`; a fifth of them is held out."""
-    pool = [a + b for a in FIRST for b in SECOND if is_held_out_word(a + b) == held_out]
-    return [pool[i] for i in rng.choice(len(pool), count, replace=False)]
+def is_held_out(*words):
+    return sum("".join(words).encode()) % 5 == 0
 
 
-def draw(rng, words, count):
-    return [words[i] for i in rng.choice(len(words), count, replace=False)]
+def name_all(rng, words, held_out=False):
+    """An invented word, such as `drobix`, for each of the words: [(word, invented)], a fifth of all pairs held out."""
+    named = {}
+    for word in words:
+        named[pick(rng, [new for new in INVENTED if new not in named and is_held_out(word, new) == held_out])] = word
+    return [(word, new) for new, word in named.items()]
 
 
 LOOKUP_HEADERS = ("Learn the new words.", "Here are some new words.", "Learn what the words mean.", HELD, "Here is what the new words mean.")
@@ -31,7 +32,7 @@ LOOKUP = ("What is the word for {x}?", "Which word means {x}?", "How do you say 
 def lookup(rng, held_out=False):
     """Known words and their invented names, asked in other words. Without the list: no chance."""
     n = rng.integers(3, 8)
-    table = list(zip(draw(rng, PLAIN, n), invented(rng, n, held_out)))
+    table = name_all(rng, choose(rng, PLAIN, n), held_out)
     asked = [table[i] for i in rng.permutation(n)]
     shown, form = pick(rng, LOOKUP, held_out), rng.random() < 0.5
     demos = [(shown.format(x=x) if form else x, y) for x, y in table]
@@ -46,8 +47,8 @@ SORT = ("Which group has {x}?", "What is the group of {x}?", "In which group is 
 def sort(rng, held_out=False):
     """Words of known kinds, the kinds under invented labels; the words asked for are not among those shown."""
     n, each = rng.integers(2, 4), rng.integers(2, 4)
-    labels = invented(rng, n, held_out)
-    pairs = [(word, label) for kind, label in zip(draw(rng, CLASSES, n), labels) for word in draw(rng, KINDS[kind].values, each + 3)]
+    labels = name_all(rng, choose(rng, CLASSES, n), held_out)
+    pairs = [(word, label) for kind, label in labels for word in choose(rng, KINDS[kind].values, each + 3)]
     shown = [pairs[i] for i in rng.permutation(len(pairs)) if i % (each + 3) < each]
     asked = [pairs[i] for i in rng.permutation(len(pairs)) if i % (each + 3) >= each]
     form = pick(rng, SORT, held_out)
@@ -66,12 +67,12 @@ RULES = {
 
 
 def change(rng, held_out=False, rule=None):
-    """Two words and a rule that only the demonstrations show. `held_out`: pairs of words and invented words not trained on."""
+    """Two words and a rule that only the demonstrations show. `held_out`: pairs of words not trained on."""
     rule = rule or pick(rng, list(RULES))
-    made, lines = invented(rng, 1, held_out)[0], []
+    made, lines = pick(rng, INVENTED), []
     while len(lines) < 9:
-        words = draw(rng, PLAIN, 2)
-        if is_held_out_word("".join(words)) == held_out:
+        words = choose(rng, PLAIN, 2)
+        if is_held_out(*words) == held_out:
             lines.append((" ".join(words), " ".join(RULES[rule](words, made))))
     shown = rng.integers(3, 5)
     return pick(rng, CHANGE_HEADERS, held_out), lines[:shown], lines[shown:], 1 / len(RULES)

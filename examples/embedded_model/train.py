@@ -43,7 +43,8 @@ def main():
     start, losses = time.time(), []
     with Shards(args.threads) as shards:
         for step in range(state["step"], steps):
-            loss, grads = language_model_step(params, CONFIG, *next(stream), shards)
+            tokens, weights, offset = next(stream)
+            loss, grads = language_model_step(params, CONFIG, tokens, weights, shards, offset)
             norm = clip_by_global_norm(grads, 1.0)
             adamw_step(params, grads, state, warmup_cosine(step, steps, LR, WARMUP, final=0.05), betas=(0.9, 0.99))
             losses.append(loss)

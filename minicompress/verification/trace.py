@@ -39,7 +39,7 @@ def trace(model, rows, slots=None, labels=None, teacher=None, teacher_context=No
     tensors = run_both_ways(model, ids, real, scored, slots, objective, grads)
     if grads is not None:
         tensors |= {f"grad.model.{name}": grad for name, grad in flatten(grads).items()}
-    return {name: np.ascontiguousarray(to_host(tensor)) for name, tensor in tensors.items()}
+    return {name: np.asarray(to_host(tensor), order="C") for name, tensor in tensors.items()}
 
 
 def make_objective(model, ids, scored, targets, teacher, teacher_context):
