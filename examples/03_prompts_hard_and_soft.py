@@ -8,7 +8,8 @@ from minicompress.gpt2.prefix import read_slots
 
 model = open_model(dtype="float64")
 params, config = model.pair
-context, question = (model.tokenizer.encode(t).ids for t in ("Notes: Mara lives in Oslo.\n", "Q: Where does Mara live?\nA:"))
+texts = "Notes: Mara lives in Oslo.\n", "Q: Where does Mara live?\nA:"
+context, question = (model.tokenizer.encode(text).ids for text in texts)
 
 hard, _, _ = forward(params, config, embed(params, [context + question]), keep="nothing")
 slots = params["wte"]["weight"][context]  # (P, C), one vector a token

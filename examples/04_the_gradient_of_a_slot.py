@@ -15,9 +15,13 @@ slots = model.wte[rng.integers(0, len(model.wte), 4)].copy()
 ids, scored = pad([question_query(model.tokenizer, "Where does Mara live?", "Oslo")])
 
 
+def objective(rows, weight):
+    return likelihood(ids[rows][scored[rows]], weight)
+
+
 def loss(slots):
     with Shards(1) as shards:
-        return slots_gradient(model.pair, slots, ids, scored, lambda rows, w: likelihood(ids[rows][scored[rows]], w), shards)
+        return slots_gradient(model.pair, slots, ids, scored, objective, shards)
 
 
 value, gradient = loss(slots)

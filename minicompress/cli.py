@@ -11,11 +11,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from minicompress import commands
 from minicompress.compression.queries import FORM, answer_greedily, line_ends
-from minicompress.compression.run import Recipe, Run, place
+from minicompress.compression.run import Recipe, Run, check_positions, place
 from minicompress.evaluation.baselines import evaluate, trained_prefixes
 from minicompress.gpt2.generate import generate as write
 from minicompress.report.table import cost_line, evaluation_table
-from minicompress.training.checkpoints import replace_file
+from minicompress.training.checkpoints import save_arrays
 from minicompress.training.shards import Shards
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=(
@@ -51,20 +51,20 @@ def compress(
     teacher: Annotated[
         Path | None, typer.Option(help="another model of the same vocabulary; default: the model itself")
     ] = None,
-    slots: Annotated[int, typer.Option(min=1, help="how many vectors")] = 8,
+    slots: Annotated[int, typer.Option(help="how many vectors")] = 8,
     carrier: Annotated[str, typer.Option(help="where slots enter: embeddings")] = "embeddings",
     producer: Annotated[str, typer.Option(help="how slots are made: gradient")] = "gradient",
     queries: Annotated[
         Path | None, typer.Option(help='lines {"question": …, "answer": …} or text; default: self-study')
     ] = None,
     evaluate_on: Annotated[Path | None, typer.Option(help="a file of queries to evaluate on, never trained on")] = None,
-    self_study: Annotated[int, typer.Option(min=2, help="question-and-answer lines that the teacher writes")] = 192,
+    self_study: Annotated[int, typer.Option(help="question-and-answer lines that the teacher writes")] = 192,
     init: Annotated[str, typer.Option(help="text (the context's tokens), vocab, noise, or any words")] = "text",
     loss: Annotated[str, typer.Option(help="kl (teacher's distributions) or likelihood (teacher's answers)")] = "kl",
     temperature: Annotated[float, typer.Option(help="of teacher and student in the KL")] = 1.0,
-    steps: Annotated[int, typer.Option(min=0)] = 200,
+    steps: int = 200,
     lr: Annotated[float, typer.Option(help="Adam's learning rate")] = 0.03,
-    rows: Annotated[int, typer.Option(min=1, help="queries a step")] = 32,
+    rows: Annotated[int, typer.Option(help="queries a step")] = 32,
     seed: int = 0,
     baselines: Annotated[str, typer.Option(help="cheap, or all: train two controls as well")] = "cheap",
     other: Annotated[Path | None, typer.Option(help="the different context of --baselines all")] = None,
@@ -77,10 +77,11 @@ def compress(
     commands.check_choice("--producer", producer, "gradient")
     commands.check_choice("--loss", loss, "kl", "likelihood")
     commands.check_choice("--baselines", baselines, "cheap", "all")
-    if temperature <= 0 or lr <= 0:
-        raise ValueError(f"--temperature is {temperature} and --lr {lr}; both must be above 0")
-    if not out.parent.is_dir():
-        raise ValueError(f"--out {out}: there is no folder {out.parent}")
+    commands.check_at_least(0, steps=steps, seed=seed)
+    commands.check_at_least(1, slots=slots, rows=rows)
+    commands.check_at_least(2, self_study=self_study)
+    commands.check_at_least(1e-6, temperature=temperature, lr=lr)
+    commands.check_out(out)
     text = commands.read_text(context)
     student = commands.open_model(model, device)
     reader = commands.open_model(teacher, device) if teacher else student
@@ -139,7 +140,7 @@ def ask(prompt: Path, question: str, model: ModelDir = None, device: Device = "c
     opened = commands.open_model(model, device)
     prefix = commands.prompt_prefix(opened, commands.open_prompt(prompt, opened))
     length = len(opened.tokenizer.encode(FORM.format(question=question)).ids)
-    commands.check_positions(opened.pair[1], slots=prefix.length, question_tokens=length, answer_tokens=1)
+    check_positions(opened.pair[1], slots=prefix.length, question_tokens=length, answer_tokens=1)
     steps = min(32, opened.pair[1].n_positions - prefix.length - length)
     answer = answer_greedily(opened.pair, opened.tokenizer, prefix, [question], steps)[0]
     show({"answer": answer}, as_json, answer)
@@ -149,11 +150,11 @@ def ask(prompt: Path, question: str, model: ModelDir = None, device: Device = "c
 def generate(
     text: str,
     prompt: Annotated[Path | None, typer.Option(help="a soft prompt that stands in front")] = None,
-    tokens: Annotated[int, typer.Option(min=1, help="how many to write")] = 40,
-    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy")] = 0.0,
-    top_k: Annotated[int | None, typer.Option(min=1)] = None,
-    top_p: Annotated[float | None, typer.Option(min=0, max=1)] = None,
-    lines: Annotated[int | None, typer.Option(min=1, help="stop after so many line ends")] = None,
+    tokens: Annotated[int, typer.Option(help="how many to write")] = 40,
+    temperature: Annotated[float, typer.Option(help="0 is greedy")] = 0.0,
+    top_k: Annotated[int | None, typer.Option(help="draw among the k likeliest")] = None,
+    top_p: Annotated[float | None, typer.Option(help="draw among the likeliest of that mass")] = None,
+    lines: Annotated[int | None, typer.Option(help="stop after so many line ends")] = None,
     seed: int = 0,
     model: ModelDir = None,
     device: Device = "cpu",
@@ -162,10 +163,16 @@ def generate(
     """Continue TEXT."""
     import numpy as np
 
+    commands.check_at_least(0, seed=seed)
+    commands.check_at_least(1, tokens=tokens, lines=lines, top_k=top_k)
+    commands.check_at_least(1e-6, temperature=temperature or None, top_p=top_p)
+    if top_p is not None and top_p > 1:
+        raise ValueError(f"--top-p is {top_p}; it must be at most 1")
     opened = commands.open_model(model, device)
     prefix = commands.prompt_prefix(opened, commands.open_prompt(prompt, opened)) if prompt else None
     stop = line_ends(opened.tokenizer, lines) if lines else None
     ids = opened.tokenizer.encode(text).ids
+    check_positions(opened.pair[1], slots=prefix.length if prefix else 0, text_tokens=len(ids), new_tokens=tokens)
     sampling: dict[str, Any] = {
         "rng": np.random.default_rng(seed),
         "temperature": temperature,
@@ -196,20 +203,22 @@ def trace(
     as_json: Json = False,
 ) -> None:
     """Write every intermediate tensor, the loss and the gradients of a model on some TOKENS."""
-    from safetensors.numpy import save_file
-
     from minicompress.verification.trace import trace as trace_tensors
 
     commands.check_trace_options(loss, dtype, gradients, teacher_context, teacher)
+    commands.check_out(out)
     opened = commands.open_model(model, device, dtype, words=False)
     rows, wanted, context = commands.read_trace_rows(tokens, labels, teacher_context)
     slots = place(commands.open_prompt(prompt, opened), opened.wte) if prompt else None
-    commands.check_positions(opened.pair[1], slots=0 if slots is None else len(slots), tokens=max(map(len, rows)))
+    check_positions(opened.pair[1], slots=0 if slots is None else len(slots), tokens=max(map(len, rows)))
     guide = commands.open_model(teacher, device, dtype, words=False).pair if teacher else None
+    if guide and guide[1].vocab_size != opened.pair[1].vocab_size:
+        sizes = f"{guide[1].vocab_size:,} tokens and the model {opened.pair[1].vocab_size:,}"
+        raise ValueError(f"the teacher has {sizes}; distillation needs one vocabulary")
     if context:
-        commands.check_positions((guide or opened.pair)[1], teacher_context=len(context), tokens=max(map(len, rows)))
+        check_positions((guide or opened.pair)[1], teacher_context=len(context), tokens=max(map(len, rows)))
     tensors = trace_tensors(opened.pair, rows, slots, wanted, guide, context, gradients)
-    replace_file(out, lambda beside: save_file(tensors, beside))
+    save_arrays(out, tensors)
     result = {"out": str(out), "loss": float(tensors["loss"]), "tensors": len(tensors)}
     show(result, as_json, f"loss {result['loss']:.10g}; {len(tensors)} tensors written to {out}")
 

@@ -1,13 +1,13 @@
 """What the commands share: opening what a user names, and saying plainly what is wrong with it."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 
 import weights_loader
 from minicompress.arrays import device_module
+from minicompress.compression.queries import read_text
 from minicompress.compression.run import Model, check_positions, place
 from minicompress.gpt2 import Config
 from minicompress.gpt2.prefix import read_slots
@@ -48,23 +48,25 @@ def prompt_prefix(model, slots):
     return read_slots(*model.pair, place(slots, model.wte))[0]
 
 
-def read_text(path):
-    """A text file, or standard input for `-`; an empty one is an error."""
-    try:
-        text = sys.stdin.read() if str(path) == "-" else Path(path).read_text(encoding="utf-8")
-    except UnicodeDecodeError as reason:
-        raise ValueError(f"{path} is not UTF-8 text ({reason.reason} at byte {reason.start})") from None
-    except OSError as reason:
-        raise ValueError(f"{path}: {reason.strerror}") from None
-    if not text.strip():
-        raise ValueError(f"{path} is empty; some text is needed")
-    return text
-
-
 def check_choice(name, value, *allowed):
     """Raises ValueError where an option is none of its values."""
     if value not in allowed:
         raise ValueError(f"{name} is {value!r}; it can be {' or '.join(allowed)}")
+
+
+def check_at_least(least, **options):
+    """Raises ValueError where an option is smaller, infinite or not a number; an absent one, None, is fine."""
+    for name, value in options.items():
+        if value is not None and not least <= value < float("inf"):
+            raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}")
+
+
+def check_out(path):
+    """Raises ValueError where no file of that name can be written."""
+    if path.is_dir():
+        raise ValueError(f"--out {path} is a folder; name a file")
+    if not path.parent.is_dir():
+        raise ValueError(f"--out {path}: there is no folder {path.parent}")
 
 
 def check_trace_options(loss, dtype, gradients, teacher_context, teacher):
@@ -87,12 +89,12 @@ def read_trace_rows(tokens, labels=None, context=None):
     if wanted is not None and [len(row) if isinstance(row, list) else None for row in wanted] != list(map(len, rows)):
         raise ValueError(f"{labels}: labels must have the same rows and lengths as {tokens}")
     before = read_ids(context) if context else None
-    if before is not None and (not before or not all(isinstance(i, int) for i in before)):
+    if before is not None and (not before or not all(type(i) is int and abs(i) < 2**31 for i in before)):
         raise ValueError(f"{context}: one list of at least one token id is needed")
     for path, table in ((tokens, rows), (labels, wanted or [])):
         for number, row in enumerate(table):
-            if not all(isinstance(i, int) and not isinstance(i, bool) for i in row):
-                raise ValueError(f"{path}: row {number} holds something that is not an integer")
+            if not all(type(i) is int and abs(i) < 2**31 for i in row):
+                raise ValueError(f"{path}: row {number} holds something that is not an integer below 2³¹")
     return rows, wanted, before
 
 

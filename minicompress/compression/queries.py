@@ -1,7 +1,9 @@
 """What the compressed context will be asked: inputs z with answers y, as rows of tokens."""
 
 import json
-from dataclasses import dataclass, field
+import sys
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -18,7 +20,7 @@ class Query:
     ids: list
     start: int
     question: str | None = None
-    answer: str | None = field(default=None)  # as its author gave it, to be recalled word for word
+    answer: str | None = None  # as its author gave it, to be recalled word for word
 
 
 def pad(queries):
@@ -66,6 +68,34 @@ def read_queries(lines, name):
     if not found:
         raise ValueError(f"{name} holds no query")
     return found
+
+
+def read_text(path):
+    """A user's text file, or standard input for `-`. Raises ValueError where there is no text in it."""
+    try:
+        text = sys.stdin.read() if str(path) == "-" else Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as reason:
+        raise ValueError(f"{path} is not UTF-8 text ({reason.reason} at byte {reason.start})") from None
+    except OSError as reason:
+        raise ValueError(f"{path}: {reason.strerror}") from None
+    if not text.strip():
+        raise ValueError(f"{path} is empty; some text is needed")
+    return text
+
+
+def file_queries(teacher, context_prefix, path):
+    """Queries of a file; where an answer is not given, the teacher's own, as it reads the context."""
+    found = read_queries(read_text(path).splitlines(), path)
+    asked = [entry[0] for entry in found if isinstance(entry, tuple) and entry[1] is None]
+    own = answer_greedily(teacher.pair, teacher.tokenizer, context_prefix, asked) if asked else []
+    answers, queries = dict(zip(asked, own, strict=True)), []
+    for entry in found:
+        if isinstance(entry, str):
+            queries.append(text_query(teacher.tokenizer, entry))
+        else:
+            question, answer = entry
+            queries.append(question_query(teacher.tokenizer, question, answer or answers[question], answer))
+    return [query for query in queries if query]
 
 
 def line_ends(tokenizer, lines):

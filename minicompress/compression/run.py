@@ -1,24 +1,15 @@
 """One compression from a context's text to trained slots, resumable at every step."""
 
-import json
 import time
 from copy import copy
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from minicompress.arrays import like, to_host
 from minicompress.compression.gradient import train_slots
-from minicompress.compression.queries import (
-    answer_greedily,
-    hold_out,
-    question_query,
-    read_queries,
-    self_study,
-    text_query,
-)  # fmt: skip
+from minicompress.compression.queries import file_queries, hold_out, self_study
 from minicompress.compression.teacher import Teacher
 from minicompress.gpt2 import Config
 from minicompress.gpt2.prefix import read_tokens
@@ -90,25 +81,6 @@ def gather_queries(teacher, context_prefix, recipe, shards, queries_file=None):
     return hold_out(file_queries(teacher, context_prefix, queries_file), 0.2, rng)
 
 
-def file_queries(teacher, context_prefix, path):
-    """Queries of a file; where an answer is not given, the teacher's own, as it reads the context."""
-    try:
-        found = read_queries(Path(path).read_text(encoding="utf-8").splitlines(), path)
-    except OSError as reason:
-        raise ValueError(f"{path}: {reason.strerror}") from None
-    unanswered = [entry[0] for entry in found if isinstance(entry, tuple) and entry[1] is None]
-    answers = answer_greedily(teacher.pair, teacher.tokenizer, context_prefix, unanswered) if unanswered else []
-    own = dict(zip(unanswered, answers, strict=True))
-    queries = []
-    for entry in found:
-        if isinstance(entry, str):
-            queries.append(text_query(teacher.tokenizer, entry))
-        else:
-            question, answer = entry
-            queries.append(question_query(teacher.tokenizer, question, answer or own[question], answer))
-    return [q for q in queries if q is not None]
-
-
 def initial_slots(model, context_ids, recipe):
     """The slots before the first step: `text` (the context's own tokens), `vocab`, `noise`, or any other text."""
     wte, rng = model.wte, np.random.default_rng((recipe.seed, 2))
@@ -117,6 +89,8 @@ def initial_slots(model, context_ids, recipe):
     if recipe.init == "noise":
         return from_noise(wte, recipe.slots, rng)
     ids = context_ids if recipe.init == "text" else model.tokenizer.encode(recipe.init).ids
+    if not ids:
+        raise ValueError(f"--init is {recipe.init!r}, which has no token to begin with")
     return from_tokens(wte, ids, recipe.slots)
 
 
@@ -147,8 +121,9 @@ class Run:
         self.slots, self.state = self.initial.copy(), adamw_init({"slots": self.initial})
 
     def facts(self):
-        return {"model": self.model.hash, "context": text_hash(self.text), "recipe": asdict(self.recipe),
-                "shards": self.shards.n, "train": [list(q.ids) for q in self.train]}  # fmt: skip
+        """What this run is, as far as its numbers depend on it."""
+        names = {"model": self.model.hash, "teacher": self.teacher.hash, "context": text_hash(self.text)}
+        return names | {"recipe": asdict(self.recipe), "shards": self.shards.n}
 
     def train_slots(self, checkpoint=None, progress=None, every=50):
         """Trains to the last step; the checkpoint is kept up to date, also when interrupted."""
@@ -172,12 +147,12 @@ class Run:
 
     def save(self, checkpoint):
         tree = {"slots": self.slots, "m": self.state["m"]["slots"], "v": self.state["v"]["slots"]}
-        save_tree(checkpoint, tree, step=self.state["step"], **self.facts())
+        save_tree(checkpoint, tree, step=self.state["step"], train=[q.ids for q in self.train], **self.facts())
 
     def resume(self, checkpoint):
         """Takes up the run whose checkpoint this is; raises ValueError where it was another run's."""
         tree, facts = load_tree(checkpoint)
-        for name, ours in json.loads(json.dumps(self.facts())).items():
+        for name, ours in (self.facts() | {"train": [q.ids for q in self.train]}).items():
             if facts[name] != ours:
                 raise ValueError(
                     f"{checkpoint} belongs to a run with another {name}; leave out --resume to start afresh"
@@ -193,7 +168,5 @@ class Run:
         return other
 
     def prompt(self):
-        names = {"model": self.model.hash, "teacher": self.teacher.hash, "context": text_hash(self.text)}
-        return SoftPrompt(to_host(self.slots), provenance=names | {
-            "context_tokens": len(self.ids), "recipe": asdict(self.recipe), "shards": self.shards.n,
-            "queries": len(self.train)})  # fmt: skip
+        sizes = {"context_tokens": len(self.ids), "queries": len(self.train)}
+        return SoftPrompt(to_host(self.slots), provenance=self.facts() | sizes)

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from minicompress.arrays import to_host
-from minicompress.training.checkpoints import replace_file
+from minicompress.training.checkpoints import save_arrays
 
 FORMAT = "minicompress soft prompt 1"
 
@@ -24,12 +23,9 @@ class SoftPrompt:
 
     def save(self, path):
         """One safetensors file: a tensor named after the carrier, everything else in its metadata."""
-        from safetensors.numpy import save_file
-
         metadata = {"format": FORMAT, "carrier": self.carrier, "positions": self.positions}
         metadata["provenance"] = json.dumps(self.provenance)
-        tensors = {self.carrier: np.ascontiguousarray(to_host(self.slots))}
-        replace_file(path, lambda beside: save_file(tensors, beside, metadata=metadata))
+        save_arrays(path, {self.carrier: self.slots}, metadata)
 
     @classmethod
     def load(cls, path):

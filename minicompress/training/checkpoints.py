@@ -4,8 +4,10 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
+
 from minicompress.arrays import to_host
-from minicompress.trees import flatten, tree_map, unflatten
+from minicompress.trees import flatten, unflatten
 
 
 def replace_file(path, write):
@@ -21,13 +23,21 @@ def replace_file(path, write):
         beside.unlink(missing_ok=True)
 
 
-def save_tree(path, tree, **facts):
-    """The tree's arrays, and facts (anything JSON can hold) in the file's metadata."""
-    import numpy as np
+def save_arrays(path, arrays, metadata=None):
+    """{name: array} as a safetensors file. Raises OSError where it cannot be written."""
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
-    flat = flatten(tree_map(lambda a: np.ascontiguousarray(to_host(a)), tree))
-    replace_file(path, lambda beside: save_file(flat, beside, metadata={"facts": json.dumps(facts)}))
+    host = {name: np.asarray(to_host(array), order="C") for name, array in arrays.items()}
+    try:
+        replace_file(path, lambda beside: save_file(host, beside, metadata))
+    except SafetensorError as reason:
+        raise OSError(f"{path} cannot be written: {reason}") from None
+
+
+def save_tree(path, tree, **facts):
+    """The tree's arrays, and facts (anything JSON can hold) in the file's metadata."""
+    save_arrays(path, flatten(tree), {"facts": json.dumps(facts)})
 
 
 def load_tree(path):

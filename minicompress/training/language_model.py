@@ -11,7 +11,8 @@ from minicompress.trees import tree_map
 def language_model_step(params, config, tokens, weights, shards, offset=0):
     """tokens (B, T+1), weights (B, T) of their targets -> mean loss in nats, grads (a tree like params).
 
-    `offset` is the position of the first column. The mean is over all weights of the batch, so the number of shards does not change it.
+    `offset` is the position of the first column. The mean is over all weights of the batch, so the
+    number of shards does not change it.
     """
     total = weights.sum()
 

@@ -7,9 +7,9 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
-from helpers import random_params
 
 import weights_loader
+from helpers import random_params
 from minicompress.cli import main
 from minicompress.gpt2 import Config
 

@@ -1,8 +1,8 @@
 """A tiny compression, and its checks as functions that return a relative error, which planted bugs share."""
 
 import numpy as np
-from helpers import TINY, directional_error, random_params
 
+from helpers import TINY, directional_error, random_params
 from minicompress.compression.gradient import slots_gradient
 from minicompress.compression.objectives import kl, likelihood
 from minicompress.compression.queries import Query, pad

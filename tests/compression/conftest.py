@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from helpers import random_params
 
 import weights_loader
+from helpers import random_params
 from minicompress.compression.run import Model, Recipe, Run
 from minicompress.gpt2 import Config
 from minicompress.training.shards import Shards

@@ -2,11 +2,11 @@
 
 import pytest
 from compressing import CHECKS
-from test_planted_bugs import Bug, plant
 
 from minicompress.compression import gradient, objectives
 from minicompress.evaluation import metrics
 from minicompress.gpt2 import prefix
+from test_planted_bugs import Bug, plant
 
 BUGS = [
     Bug("targets shifted by one", "predictors", prefix.predictors,
