@@ -97,6 +97,12 @@ def test_top_folders_are_exactly_those_of_the_design():
     assert {name for name in folders if not name.startswith(".")} <= TOP
 
 
+def test_the_readme_lists_every_source_file():
+    tree = (ROOT / "README.md").read_text().split("```\nminicompress/", 1)[1].split("```")[0]
+    listed = sorted(line.split()[0] for line in tree.splitlines() if line.strip().split(" ")[0].endswith(".py"))
+    assert listed == sorted(path.name for path in SOURCES if path.name != "__init__.py")
+
+
 def pairs():
     """(path, function) of every function at the top of a layer's file whose name ends in _backward."""
     files = sorted((ROOT / "minicompress" / "layers").glob("*.py"))
