@@ -22,6 +22,11 @@ class Query:
     question: str | None = None
     answer: str | None = None  # as its author gave it, to be recalled word for word
 
+    @property
+    def key(self):
+        """What two queries share that ask the same."""
+        return self.question or tuple(self.ids)
+
 
 def pad(queries):
     """Rows of one batch -> ids (B, T), scored (B, T), padded on the right."""
@@ -136,10 +141,7 @@ def answer_greedily(model, tokenizer, prefix, questions, steps=32):
 
 def hold_out(queries, share, rng):
     """Two lists, split by question: the same question never stands in both."""
-    keys = list(dict.fromkeys(q.question or tuple(q.ids) for q in queries))
+    keys = list(dict.fromkeys(q.key for q in queries))
     picked = rng.permutation(len(keys))[: max(1, round(share * len(keys)))] if len(keys) > 1 else []
     held = {keys[i] for i in picked}
-    return (
-        [q for q in queries if (q.question or tuple(q.ids)) not in held],
-        [q for q in queries if (q.question or tuple(q.ids)) in held],
-    )
+    return [q for q in queries if q.key not in held], [q for q in queries if q.key in held]

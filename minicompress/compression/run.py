@@ -109,7 +109,9 @@ class Run:
         self.read = read_tokens(*teacher.pair, self.ids)
         self.train, self.held = gather_queries(teacher, self.read, recipe, shards, queries_file)
         if evaluate_on:
-            self.train, self.held = self.train + self.held, file_queries(teacher, self.read, evaluate_on)
+            self.held, written = file_queries(teacher, self.read, evaluate_on), self.train + self.held
+            asked = {q.key for q in self.held}
+            self.train = [q for q in written if q.key not in asked]
         if not self.train or not self.held:
             raise ValueError(
                 f"{len(self.train) + len(self.held)} queries are too few to train on some and hold out others"
