@@ -24,8 +24,8 @@ LOW, PROSE = 0.1, 0.3
 RUNGS = ("copy", "pairs", "notes", "tasks", "prose")
 CURRICULUM = (  # until so many million tokens, the share of each rung
     (2.4, (1.00, 0.00, 0.00, 0.00, 0.00)),
-    (6.5, (0.15, 0.85, 0.00, 0.00, 0.00)),
-    (20.0, (0.03, 0.10, 0.42, 0.30, 0.15)),
+    (8.0, (0.15, 0.85, 0.00, 0.00, 0.00)),
+    (24.0, (0.03, 0.12, 0.42, 0.28, 0.15)),
 )
 MOVED_FROM = 2_400_000  # tokens after which half of the batches begin elsewhere, and half without `<|endoftext|>`
 

@@ -21,7 +21,7 @@ from minicompress.training.shards import Shards
 
 ROOT = Path(__file__).parents[2]
 CONFIG = Config(vocab_size=2048, n_positions=512, n_embd=192, n_layer=4, n_head=6)
-TOKENS_PER_BATCH, LR, WARMUP, SEED = 2048, 1e-3, 100, 0
+TOKENS_PER_BATCH, LR, WARMUP, SEED, EVERY = 2048, 1e-3, 100, 0, 100  # EVERY: steps between checkpoints
 
 
 def main():
@@ -53,7 +53,7 @@ def main():
                 with log.open("a") as file:
                     print(json.dumps(facts | {"seconds": round(time.time() - start)}), file=file)
                 losses = []
-            if (step + 1) % 100 == 0 or step + 1 == steps:
+            if (step + 1) % EVERY == 0 or step + 1 == steps:
                 save_tree(checkpoint, {"params": params, "m": state["m"], "v": state["v"]}, step=state["step"])
 
 
