@@ -1,0 +1,66 @@
+"""The answers to the pages' exercises. The pages show them from here; `test_exercises.py` holds them right."""
+
+import numpy as np
+
+from minicompress.layers.losses import log_softmax
+
+
+def reversed_slots(slots, wpe):
+    """Slots (P, C) in the other order, each meeting the model as the same vector as before."""
+    return (slots + wpe[: len(slots)])[::-1] - wpe[: len(slots)]
+
+
+def rmsnorm(x, weight, eps=1e-5):
+    """x (..., C) -> weight * x / sqrt(mean(x²) + eps)."""
+    r = ((x * x).mean(-1, keepdims=True) + eps) ** -0.5
+    return x * r * weight, (x * r, r, weight)
+
+
+def rmsnorm_backward(dout, cache):
+    """dout (..., C) -> dx (..., C)."""
+    xhat, r, weight = cache
+    g = dout * weight
+    return r * (g - xhat * (g * xhat).mean(-1, keepdims=True))
+
+
+def weights_of(V, positions, C, L, tied=True):
+    """The number of weights of a GPT-2 whose MLP is 4C wide."""
+    block = 12 * C * C + 13 * C
+    return V * C * (1 if tied else 2) + positions * C + L * block + 2 * C
+
+
+def products(n):
+    """Query-key products of one head that writes n tokens: with a cache, and without."""
+    return n * (n + 1) // 2, n * (n + 1) * (n + 2) // 6
+
+
+def numbers_kept(B, T, P, C, H, frozen=True):
+    """How many numbers one block's backward keeps, weights and the past not counted."""
+    layernorms, qkv, probabilities, gelu = 2 * (C + 1), 3 * C, H * (P + T), 4 * C
+    inputs = 0 if frozen else 7 * C
+    return B * T * (layernorms + qkv + probabilities + gelu + inputs)
+
+
+def reverse_kl(logits, teacher_logp):
+    """KL(softmax(logits) ‖ teacher). logits, teacher_logp (N, V) -> (N,)."""
+    logq = log_softmax(logits)
+    q = np.exp(logq)
+    kl = (q * (logq - teacher_logp)).sum(-1)
+    return kl, (q, logq - teacher_logp, kl)
+
+
+def reverse_kl_backward(dout, cache):
+    """dout (N,) -> dlogits (N, V)."""
+    q, a, kl = cache
+    return q * (a - kl[:, None]) * dout[:, None]
+
+
+def gap_and_mean_of_ratios(kl_none, kl_slots):
+    """Gap closed as it is defined, and as the mean over queries, which it is not."""
+    return 1 - sum(kl_slots) / sum(kl_none), sum(1 - s / n for n, s in zip(kl_none, kl_slots, strict=True)) / len(kl_none)
+
+
+def queries_to_break_even(seconds, per_query_full, per_query_slots):
+    """After how many queries making the slots has paid for itself; None where it never does."""
+    saved = per_query_full - per_query_slots
+    return seconds / saved if saved > 0 else None

@@ -1,0 +1,109 @@
+"""The answers to the pages' exercises, and the numbers that the pages quote."""
+
+import answers
+import numpy as np
+import pytest
+
+from helpers import TINY, log_normalised, random_ids, random_params
+from minicompress.evaluation.metrics import Scores, gap_closed
+from minicompress.gpt2 import Config, embed, forward
+from minicompress.gpt2.block import block
+from minicompress.gpt2.init import shapes
+from minicompress.gpt2.prefix import read_slots
+from minicompress.layers.losses import kl_divergence, kl_divergence_backward, log_softmax
+from minicompress.verification.oracles import complex_step, relative_error, unit_direction
+
+
+def with_layers(n):
+    return Config(**{**vars(TINY), "n_layer": n})
+
+
+@pytest.mark.parametrize("layers, noticed", [(1, False), (2, True)])
+def test_01_reversed_slots(layers, noticed, rng):
+    config = with_layers(layers)
+    params = random_params(config, rng)
+    ids, slots = random_ids(config, rng, 2, 5), rng.standard_normal((2, config.n_embd))
+
+    def read(slots):
+        prefix, _ = read_slots(params, config, slots)
+        return prefix.last, forward(params, config, embed(params, ids, prefix.length), prefix.past)[0]
+
+    (last, text), (other_last, other_text) = read(slots), read(answers.reversed_slots(slots, params["wpe"]["weight"]))
+    error = relative_error(other_text, text)
+    assert error > 1e-3 if noticed else error < 1e-13
+    assert relative_error(other_last, last) > 1e-3
+
+
+def against_complex_step(f, f_backward, x, dout, rng):
+    u = unit_direction(rng, x.shape)
+    dx = f_backward(dout, f(x)[1])
+    return relative_error((dx * u).sum(), complex_step(lambda x: f(x)[0], x, u, dout))
+
+
+def test_02_rmsnorm(rng):
+    x, weight, dout = rng.standard_normal((3, 8)), rng.standard_normal(8), rng.standard_normal((3, 8))
+    assert against_complex_step(lambda x: answers.rmsnorm(x, weight), answers.rmsnorm_backward, x, dout, rng) < 1e-13
+
+
+@pytest.mark.parametrize("config", [TINY, Config(), Config(tie_word_embeddings=False)], ids=["tiny", "small", "untied"])
+def test_03_weights(config):
+    total = sum(int(np.prod(shape)) for shape in shapes(config).values())
+    sizes = config.vocab_size, config.n_positions, config.n_embd, config.n_layer
+    assert total == answers.weights_of(*sizes, tied=config.tie_word_embeddings)
+    assert total == {17: total, 50257: 124439808 + 38597376 * (not config.tie_word_embeddings)}[config.vocab_size]
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 20])
+def test_03_products(n):
+    assert answers.products(n) == (sum(t + 1 for t in range(n)), sum(t * (t + 1) // 2 for t in range(1, n + 1)))
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_04_numbers_kept(frozen, rng):
+    B, T, P, C, H = 2, 5, 3, TINY.n_embd, TINY.n_head
+    params = random_params(TINY, rng)["h"]["0"]
+    past = tuple(rng.standard_normal((1, H, P, C // H)) for _ in "kv")
+    cache = block(rng.standard_normal((B, T, C)), params, TINY, past, frozen=frozen)[2]
+
+    def sizes(node):
+        if isinstance(node, dict):
+            return sum(map(sizes, node.values()))
+        if isinstance(node, tuple):
+            return sum(map(sizes, node))
+        return node.size if isinstance(node, np.ndarray) else 0
+
+    weights = sum(params[part]["weight"].size for part in ("ln_1", "ln_2"))
+    weights += sum(layer["weight"].size for part in ("attn", "mlp") for layer in params[part].values())
+    kept = sizes(cache) - weights - sizes(past)
+    assert kept == answers.numbers_kept(B, T, P, C, H, frozen)
+
+
+def test_04_quoted_numbers():
+    sizes = 1, 1, 147, 768, 12
+    assert (answers.numbers_kept(*sizes), answers.numbers_kept(*sizes, frozen=False)) == (8690, 14066)
+
+
+def test_05_reverse_kl(rng):
+    z, teacher, dout = rng.standard_normal((4, 9)), log_normalised(rng, 4, 9), rng.standard_normal(4)
+    f = lambda z: answers.reverse_kl(z, teacher)
+    assert against_complex_step(f, answers.reverse_kl_backward, z, dout, rng) < 1e-13
+    sure = 1e4 * np.eye(9)[:4]
+    assert not answers.reverse_kl_backward(dout, f(sure)[1]).any()
+
+
+def test_05_limit_of_high_temperature(rng):
+    z, t, T = rng.standard_normal((4, 9)), rng.standard_normal((4, 9)), 1e5
+    gradient = kl_divergence_backward(np.ones(4), kl_divergence(z, log_softmax(t / T), T)[1])
+    assert relative_error(gradient, (z - z.mean(-1, keepdims=True) - t + t.mean(-1, keepdims=True)) / 9) < 1e-4
+
+
+def test_06_gap_closed():
+    none, slots = [3.0, 0.9, 0.1], [0.6, 0.3, 0.3]
+    assert answers.gap_and_mean_of_ratios(none, slots) == pytest.approx((0.7, -0.1778), abs=1e-4)
+    scores = [Scores([np.array([x]) for x in kl], []) for kl in (none, slots)]
+    assert gap_closed(*scores, np.random.default_rng(0))[0] == pytest.approx(0.7)
+
+
+def test_06_break_even():
+    assert answers.queries_to_break_even(45, 0.050, 0.020) == pytest.approx(1500)
+    assert answers.queries_to_break_even(45, 0.020, 0.020) is None
