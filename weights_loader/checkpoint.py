@@ -197,7 +197,10 @@ def _replace(path, write):
     """write(a path beside), then rename it to `path`; nothing is left behind where writing fails."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
+        partial.touch()
+        mode = partial.stat().st_mode  # as any new file here; safetensors would hide its own from others
         write(partial)
+        partial.chmod(mode)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

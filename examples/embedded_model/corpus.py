@@ -22,16 +22,18 @@ BOOKS = ("storybooks_ccby", "se_cc0")
 END = "<|endoftext|>"
 LOW, PROSE = 0.1, 0.3
 RUNGS = ("copy", "pairs", "notes", "tasks", "prose")
-CURRICULUM = (  # until so many million tokens, the share of each rung
-    (2.4, (1.00, 0.00, 0.00, 0.00, 0.00)),
-    (8.0, (0.15, 0.85, 0.00, 0.00, 0.00)),
-    (24.0, (0.03, 0.12, 0.42, 0.28, 0.15)),
+CURRICULUM = (  # until so many million tokens, the most facts a person in pairs, the share of each rung
+    (2.4, 1, (1.00, 0.00, 0.00, 0.00, 0.00)),
+    (8.0, 1, (0.15, 0.85, 0.00, 0.00, 0.00)),
+    (13.5, 3, (0.03, 0.52, 0.25, 0.10, 0.10)),
+    (26.0, 3, (0.03, 0.12, 0.42, 0.28, 0.15)),
 )
 MOVED_FROM = 2_400_000  # tokens after which half of the batches begin elsewhere, and half without `<|endoftext|>`
 
 
-def shares(tokens):
-    return next((row for until, row in CURRICULUM if tokens < until * 1e6), CURRICULUM[-1][1])
+def mixture(tokens):
+    """(most facts a person in pairs, share of each rung) after so many tokens of training."""
+    return next((row[1:] for row in CURRICULUM if tokens < row[0] * 1e6), CURRICULUM[-1][1:])
 
 
 def read_books(split="train", names=BOOKS):
@@ -96,16 +98,16 @@ def asked(context):
     return pieces
 
 
-def documents(rng, tokenizer, prose, rung):
+def documents(rng, tokenizer, prose, rung, most_facts):
     """An endless stream of (ids, weights) of one rung and, but for tasks, of one size."""
     n, people = int(rng.integers(6, 24)), int(rng.integers(1, 5))
-    facts = min(14, people * int(rng.integers(2, 5)))
+    facts, each = min(14, people * int(rng.integers(1, 5))), int(rng.integers(1, most_facts + 1))
     said, recalled = pick(rng, ("barely", "in a sentence")), pick(rng, ("barely", "by name", "by question"))
     while True:
         if rung == "copy":
             yield copy_document(rng, tokenizer.get_vocab_size(), n)
         elif rung == "pairs":
-            yield encode(tokenizer, [(text, 1.0 if value else LOW) for text, value in pairs(rng, people + 2, said, recalled)])
+            yield encode(tokenizer, [(text, 1.0 if value else LOW) for text, value in pairs(rng, max(2, people + 3 - each), said, recalled, each)])
         elif rung == "notes":
             yield encode(tokenizer, asked(notes(rng, people, facts)))
         elif rung == "tasks":
@@ -118,7 +120,8 @@ def documents(rng, tokenizer, prose, rung):
 def batch(seed, step, tokenizer, prose, tokens_per_batch):
     """The batch of one step -> ids [B, T+1] int32, weights [B, T] float32, position of the first column."""
     rng, tokens = np.random.default_rng((seed, step)), step * tokens_per_batch
-    stream = documents(rng, tokenizer, prose, RUNGS[rng.choice(len(RUNGS), p=shares(tokens))])
+    most_facts, shares = mixture(tokens)
+    stream = documents(rng, tokenizer, prose, RUNGS[rng.choice(len(RUNGS), p=shares)], most_facts)
     drawn = [next(stream)]
     while sum(len(ids) + 1 for ids, _ in drawn) < tokens_per_batch:
         drawn.append(next(stream))

@@ -193,16 +193,21 @@ def notes(rng, people, facts, held_out=False):
     return Context(text, [ask(rng, drawn[i], held_out) for i in rng.permutation(len(drawn))])
 
 
-def pairs(rng, people, said, recalled):
-    """One fact for each of a few people, and then each value again, as (text, whether it is a value to recall).
+def pairs(rng, people, said, recalled, each=1):
+    """A fact or a few for each of some people, and then each value again, as (text, whether it is a value to recall).
 
     What makes a model bind a value to its name is that either end can be bare: said as `Mara Oslo`, a value follows its
     name at once; recalled as `Mara`, nothing stands between the name and what is asked for. An induction head knows that
-    much; a sentence on one end, later on both, asks for a little more.
+    much; a sentence on one end, later on both, asks for a little more. With more facts than one, all people have the
+    same kinds of them, and only a question can tell which is meant.
     """
     names = choose(rng, NAMES, people)
-    kinds = rng.choice(list(KINDS), 1 if rng.random() < 0.5 else people)
-    facts = draw_facts(rng, list(zip(names, np.resize(kinds, people).tolist())))
+    if each > 1:
+        kinds, recalled = choose(rng, list(KINDS), each), "by question"
+        facts = draw_facts(rng, choose(rng, [(name, kind) for name in names for kind in kinds], people * each))
+    else:
+        kinds = rng.choice(list(KINDS), 1 if rng.random() < 0.5 else people)
+        facts = draw_facts(rng, list(zip(names, np.resize(kinds, people).tolist())))
     stated = [f"{name} {value}" if said == "barely" else sentence(rng, (name, kind, value)) for name, kind, value in facts]
     pieces = [(" " + (", " if said == "barely" else ". ").join(stated) + "\n", False)]
     for name, kind, value in choose(rng, facts, len(facts)):

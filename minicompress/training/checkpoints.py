@@ -15,7 +15,10 @@ def replace_file(path, write):
     path = Path(path)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        beside.touch()
+        mode = beside.stat().st_mode  # as any new file here; safetensors would hide its own from others
         write(beside)
+        beside.chmod(mode)
         with open(beside, "rb") as file:
             os.fsync(file.fileno())
         os.replace(beside, path)
