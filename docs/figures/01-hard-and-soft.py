@@ -14,20 +14,15 @@ from minicompress.training.shards import Shards
 PARAMS, N_CONTEXT, ROWS, LENGTH = random_params(seed=1), 6, 12, 5
 
 
-def case():
+def case(shards):
     """divergence(slots) -> mean KL to the model that read the context, and its gradient."""
     rng = np.random.default_rng(7)
     context = rng.integers(TINY.vocab_size, size=N_CONTEXT)
     queries = [Query(list(row), 1) for row in rng.integers(TINY.vocab_size, size=(ROWS, LENGTH))]
     ids, scored = pad(queries)
-    with Shards(1) as shards:
-        teacher = Teacher((PARAMS, TINY), read_tokens(PARAMS, TINY, context), queries, shards)
-
-    def divergence(slots):
-        with Shards(1) as shards:
-            return slots_gradient((PARAMS, TINY), slots, ids, scored, lambda rows, w: kl(teacher.logp(range(ROWS)[rows]), w), shards)
-
-    return divergence
+    teacher = Teacher((PARAMS, TINY), read_tokens(PARAMS, TINY, context), queries, shards)
+    objective = lambda rows, weight: kl(teacher.logp(range(ROWS)[rows]), weight)
+    return lambda slots: slots_gradient((PARAMS, TINY), slots, ids, scored, objective, shards)
 
 
 def descend(divergence, slots, steps=150, lr=0.03):
@@ -54,7 +49,11 @@ def plane(divergence, a, b, c, size=41):
 
 
 def main():
-    divergence, wte = case(), PARAMS["wte"]["weight"]
+    with Shards(1) as shards:
+        draw(case(shards), PARAMS["wte"]["weight"])
+
+
+def draw(divergence, wte):
     hard = np.array([divergence(wte[[token]])[0] for token in range(TINY.vocab_size)])
     order = np.argsort(hard)
     path = descend(divergence, wte[order[:1]].copy())

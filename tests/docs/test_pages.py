@@ -12,9 +12,16 @@ PAGES = sorted(DOCS.glob("*.md"))
 NUMBERED = [page for page in PAGES if page.name[0].isdigit()]
 SCRIPTS = sorted((DOCS / "figures").glob("[0-9]*.py"))
 
-spec = importlib.util.spec_from_file_location("include", DOCS / "include.py")
-include = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(include)
+
+def load(path):
+    """The module of a file that no package holds."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+include = load(DOCS / "include.py")
 
 
 def name(path):
@@ -80,6 +87,17 @@ def test_every_figure_is_drawn_and_shown(script):
     assert any(f"figures/{script.stem}.png" in text(page) for page in NUMBERED)
 
 
+@pytest.mark.parametrize("script", SCRIPTS, ids=name)
+def test_every_figure_still_draws(script, monkeypatch):
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    monkeypatch.syspath_prepend(script.parent)
+    module, drawn = load(script), []
+    monkeypatch.setattr(module, "save", lambda figure, path: drawn.append((figure, path)))
+    module.main()
+    pyplot.close("all")
+    assert len(drawn) == 1 and Path(drawn[0][1]) == script
+
+
 def test_the_index_names_every_page_in_order():
     named = re.findall(r"\]\((\d\d-[^)]+\.md)\)", text(DOCS / "README.md"))
     assert named == [page.name for page in NUMBERED]
@@ -93,9 +111,10 @@ def test_pages_lead_to_the_next(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_mathematics_survives_markdown(page):
-    """Markdown takes a backslash before punctuation as its own escape, so none may stand in a formula."""
+    """No backslash before punctuation, which Markdown takes as its own escape; no line end within a line's formula."""
     prose = re.sub(r"^```.*?^```$", "", text(page), flags=re.DOTALL | re.MULTILINE)
     prose = re.sub(r"`[^`\n]*`", "", prose)
     assert prose.count("$") % 2 == 0
-    for formula in re.findall(r"\$\$(.+?)\$\$|\$([^$]+?)\$", prose, re.DOTALL):
-        assert not re.search(r"\\[^A-Za-z]", "".join(formula)), formula
+    for display, inline in re.findall(r"\$\$(.+?)\$\$|\$([^$]+?)\$", prose, re.DOTALL):
+        assert not re.search(r"\\[^A-Za-z]", display + inline), display + inline
+        assert inline == inline.strip() and "\n" not in inline, inline
