@@ -26,15 +26,15 @@ KINDS = {
         ("lives in {v}", "has a home in {v}", "has a house in {v}", HELD, "lives in the city of {v}"),
         ("{n}'s home is in {v}", "The home of {n} is in {v}", "The city where {n} lives is {v}", HELD, "{n}'s house is in {v}"),
         ("Where does {n} live?", "Where is {n}'s home?", "In which city does {n} live?", "What city is the home of {n}?",
-         HELD, "In which city is {n}'s home?", "Where does {n} have a home?"),
-        ("Who lives in {v}?", "Who has a home in {v}?", HELD, "Whose home is in {v}?")),
+         "Where does {n} have a home?", HELD, "In which city is {n}'s home?", "Where is {n}'s house?"),
+        ("Who lives in {v}?", "Who has a home in {v}?", "Whose home is in {v}?", HELD, "Who has a house in {v}?")),
     "job": Kind(
         "baker doctor teacher farmer lawyer nurse painter pilot sailor tailor waiter writer driver singer dancer judge "
         "clerk cook priest soldier miner hunter plumber carpenter".split(),
         ("works as a {v}", "is a {v}", "earns money as a {v}", HELD, "has work as a {v}"),
         ("{n}'s job is {v}", "The job of {n} is {v}", "The work that {n} does is that of a {v}", HELD, "{n}'s work is that of a {v}"),
         ("What is {n}'s job?", "What work does {n} do?", "What does {n} work as?", "Which job does {n} have?",
-         HELD, "What is the job of {n}?", "As what does {n} work?"),
+         "What is the job of {n}?", HELD, "What is the work of {n}?", "Which work does {n} do?"),
         ("Who works as a {v}?", "Who is the {v}?", HELD, "Whose job is {v}?")),
     "age": Kind(
         [str(age) for age in range(21, 69, 2)],
@@ -42,7 +42,7 @@ KINDS = {
         ("{n}'s age is {v}", "The age of {n} is {v}", "In years, {n} is {v}", HELD, "{n}'s age this year is {v}"),
         ("How old is {n}?", "What is {n}'s age?", "How many years old is {n}?", "What age is {n}?",
          HELD, "What is the age of {n}?", "How many years does {n} have?"),
-        ("Who is {v} years old?", "Who turned {v} this year?", HELD, "Whose age is {v}?")),
+        ("Who is {v} years old?", "Who turned {v} this year?", "Whose age is {v}?", HELD, "Who has the age of {v}?")),
     "pet": Kind(
         "cat dog horse rabbit parrot goat hamster turtle snake pony goose duck mouse lizard frog donkey sheep pig "
         "canary spider fox raven hen kitten".split(),
@@ -58,7 +58,7 @@ KINDS = {
          HELD, "The colour that {n} loves is {v}"),
         ("What is {n}'s favourite colour?", "Which colour does {n} like?", "What colour does {n} love?",
          "What is the colour that {n} likes?", HELD, "Which colour is {n}'s favourite?", "What colour does {n} like best?"),
-        ("Who likes the colour {v}?", "Who loves {v}?", HELD, "Whose favourite colour is {v}?")),
+        ("Who likes the colour {v}?", "Who loves {v}?", "Whose favourite colour is {v}?", HELD, "Who mostly wears {v}?")),
     "food": Kind(
         "bread soup cheese rice fish pasta salad honey cake apples cherries grapes pears plums nuts beans eggs "
         "butter onions potatoes carrots pie sausage chocolate".split(),
@@ -74,8 +74,9 @@ KINDS = {
         ("{n}'s instrument is the {v}", "The instrument of {n} is the {v}", "The instrument that {n} plays is the {v}",
          HELD, "The music that {n} makes is on the {v}"),
         ("What instrument does {n} play?", "What is {n}'s instrument?", "Which instrument does {n} play?",
-         "On what does {n} make music?", HELD, "What does {n} play?", "Which instrument is {n} learning?"),
-        ("Who plays the {v}?", "Who is learning the {v}?", HELD, "Whose instrument is the {v}?")),
+         "On what does {n} make music?", "What does {n} play?", HELD, "Which instrument is {n} learning?",
+         "What is the instrument of {n}?"),
+        ("Who plays the {v}?", "Who is learning the {v}?", "Whose instrument is the {v}?", HELD, "Who makes music on the {v}?")),
     "hobby": Kind(
         "chess tennis football golf cards swimming running fishing sailing cycling reading knitting cooking skating "
         "climbing gardening drawing riding boxing hiking".split(),
@@ -90,15 +91,15 @@ KINDS = {
         ("{n}'s favourite drink is {v}", "The favourite drink of {n} is {v}", "The drink that {n} likes is {v}",
          HELD, "The drink that {n} orders is {v}"),
         ("What does {n} drink?", "What is {n}'s favourite drink?", "What drink does {n} like?", "What does {n} like to drink?",
-         HELD, "Which drink does {n} like?", "What does {n} drink in the morning?"),
-        ("Who drinks {v}?", "Who likes to drink {v}?", HELD, "Whose favourite drink is {v}?")),
+         "What does {n} drink in the morning?", HELD, "Which drink does {n} like?", "Which drink is {n}'s favourite?"),
+        ("Who drinks {v}?", "Who likes to drink {v}?", "Whose favourite drink is {v}?", HELD, "Who always drinks {v}?")),
     "language": Kind(
         "French German Italian Spanish Greek Russian Dutch Polish Danish Turkish Latin Arabic Hindi Swedish".split(),
         ("speaks {v}", "is learning to speak {v}", "speaks {v} at home", HELD, "knows how to speak {v}"),
         ("{n}'s language is {v}", "The language of {n} is {v}", "The language that {n} speaks is {v}",
          HELD, "The language {n} knows is {v}"),
         ("What language does {n} speak?", "Which language does {n} speak?", "What is {n}'s language?",
-         "What does {n} speak at home?", HELD, "What does {n} speak?", "What is the language of {n}?"),
+         "What does {n} speak at home?", "What is the language of {n}?", HELD, "What does {n} speak?", "Which language is {n}'s?"),
         ("Who speaks {v}?", "Who is learning to speak {v}?", HELD, "Whose language is {v}?")),
 }
 
