@@ -1,5 +1,6 @@
 """A real run of `compress` and `ask` as a picture for the README: what the terminal shows at the end."""
 
+import io
 import subprocess
 import sys
 import tempfile
@@ -22,7 +23,7 @@ def commands(out):
 
 
 def main():
-    screen = Console(record=True, width=100, file=tempfile.TemporaryFile("w"))
+    screen = Console(record=True, width=100, file=io.StringIO())
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "notes.safetensors"
         for typed, arguments in commands(out):

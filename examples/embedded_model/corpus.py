@@ -26,7 +26,8 @@ CURRICULUM = (  # until so many million tokens, the most facts a person in pairs
     (2.4, 1, (1.00, 0.00, 0.00, 0.00, 0.00)),
     (8.0, 1, (0.15, 0.85, 0.00, 0.00, 0.00)),
     (13.5, 3, (0.03, 0.52, 0.25, 0.10, 0.10)),
-    (26.0, 3, (0.03, 0.12, 0.42, 0.28, 0.15)),
+    (24.0, 4, (0.03, 0.30, 0.35, 0.25, 0.07)),
+    (34.0, 4, (0.03, 0.10, 0.42, 0.30, 0.15)),
 )
 MOVED_FROM = 2_400_000  # tokens after which half of the batches begin elsewhere, and half without `<|endoftext|>`
 
@@ -102,12 +103,13 @@ def documents(rng, tokenizer, prose, rung, most_facts):
     """An endless stream of (ids, weights) of one rung and, but for tasks, of one size."""
     n, people = int(rng.integers(6, 24)), int(rng.integers(1, 5))
     facts, each = min(14, people * int(rng.integers(1, 5))), int(rng.integers(1, most_facts + 1))
+    backwards = rng.random() < 0.35
     said, recalled = pick(rng, ("barely", "in a sentence")), pick(rng, ("barely", "by name", "by question"))
     while True:
         if rung == "copy":
             yield copy_document(rng, tokenizer.get_vocab_size(), n)
         elif rung == "pairs":
-            yield encode(tokenizer, [(text, 1.0 if value else LOW) for text, value in pairs(rng, max(2, people + 3 - each), said, recalled, each)])
+            yield encode(tokenizer, [(text, 1.0 if value else LOW) for text, value in pairs(rng, max(2, people + 2 - each // 2), said, recalled, each, backwards)])
         elif rung == "notes":
             yield encode(tokenizer, asked(notes(rng, people, facts)))
         elif rung == "tasks":

@@ -194,17 +194,17 @@ def notes(rng, people, facts, held_out=False):
     return Context(text, [ask(rng, drawn[i], held_out) for i in rng.permutation(len(drawn))])
 
 
-def pairs(rng, people, said, recalled, each=1):
-    """A fact or a few for each of some people, and then each value again, as (text, whether it is a value to recall).
+def pairs(rng, people, said, recalled, each=1, backwards=False):
+    """A fact or a few for each of some people, and then each value again, as (text, whether it is to be recalled).
 
     What makes a model bind a value to its name is that either end can be bare: said as `Mara Oslo`, a value follows its
     name at once; recalled as `Mara`, nothing stands between the name and what is asked for. An induction head knows that
     much; a sentence on one end, later on both, asks for a little more. With more facts than one, all people have the
-    same kinds of them, and only a question can tell which is meant.
+    same kinds of them, and only a question can tell which is meant. Backwards, the value is given and its name asked for.
     """
     names = choose(rng, NAMES, people)
     if each > 1:
-        kinds, recalled = choose(rng, list(KINDS), each), "by question"
+        kinds, recalled = choose(rng, list(KINDS), each), recalled if backwards else "by question"
         facts = draw_facts(rng, choose(rng, [(name, kind) for name in names for kind in kinds], people * each))
     else:
         kinds = rng.choice(list(KINDS), 1 if rng.random() < 0.5 else people)
@@ -212,9 +212,11 @@ def pairs(rng, people, said, recalled, each=1):
     stated = [f"{name} {value}" if said == "barely" else sentence(rng, (name, kind, value)) for name, kind, value in facts]
     pieces = [(" " + (", " if said == "barely" else ". ").join(stated) + "\n", False)]
     for name, kind, value in choose(rng, facts, len(facts)):
+        given, wanted = (value, name) if backwards else (name, value)
         if recalled == "barely":
-            pieces += [(f" {name}", False), (f" {value}", True), (",", False)]
+            pieces += [(f" {given}", False), (f" {wanted}", True), (",", False)]
         else:
-            question = name if recalled == "by name" else pick(rng, KINDS[kind].questions).format(n=name)
-            pieces += [(f"Q: {question}\nA:", False), (f" {value}\n", True)]
+            forms = KINDS[kind].who if backwards else KINDS[kind].questions
+            question = given if recalled == "by name" else pick(rng, forms).format(n=name, v=value)
+            pieces += [(f"Q: {question}\nA:", False), (f" {wanted}\n", True)]
     return pieces
