@@ -15,7 +15,7 @@ from minicompress.gpt2 import embed, forward, logits
 from minicompress.gpt2.generate import generate
 from minicompress.layers.losses import cross_entropy
 from minicompress.training.shards import Shards
-from notes import KINDS, NAMES, notes
+from notes import KINDS, notes
 from tasks import FAMILIES, task
 
 ROWS = 32
@@ -36,7 +36,7 @@ def recall(model, contexts, shards, with_context=True, each=4):
     before = [c.text if with_context else (c.header and c.header + "\n") for c, _ in asked]
     given = answers(model, [b + FORM.format(question=q.question) for b, (_, q) in zip(before, asked)], shards)
     exact = [ours == q.answer for ours, (_, q) in zip(given, asked)]
-    kin = [ours in (NAMES if q.kind == "who" else KINDS[q.kind].values if q.kind in KINDS else ()) for ours, (_, q) in zip(given, asked)]
+    kin = [q.kind in KINDS and ours in KINDS[q.kind].values for ours, (_, q) in zip(given, asked)]
     return float(np.mean(exact)), float(np.mean([k and not e for k, e in zip(kin, exact)]))
 
 

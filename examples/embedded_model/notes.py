@@ -1,8 +1,8 @@
 """Notes about a few people, and questions about them: facts that can only be known from the context.
 
 Every fact is a (person, kind, value). A kind has verb phrases ("lives in {v}"), noun phrases ("{n}'s home is in {v}"),
-questions, and a reverse question whose answer is the person. The phrasings after `HELD` are never trained on, and
-neither are the pairs of name and value for which `is_held_out_pair` is true.
+and questions. The phrasings after `HELD` are never trained on, and neither are the pairs of name and value for which
+`is_held_out_pair` is true.
 """
 
 from collections import namedtuple
@@ -11,7 +11,7 @@ import numpy as np
 
 Context = namedtuple("Context", "text questions chance header", defaults=(0.0, ""))
 Question = namedtuple("Question", "question answer kind person")
-Kind = namedtuple("Kind", "values verbs nouns questions who")
+Kind = namedtuple("Kind", "values verbs nouns questions")
 
 HELD = None  # stands between the phrasings for training and the held-out ones
 
@@ -26,39 +26,34 @@ KINDS = {
         ("lives in {v}", "has a home in {v}", "has a house in {v}", HELD, "lives in the city of {v}"),
         ("{n}'s home is in {v}", "The home of {n} is in {v}", "The city where {n} lives is {v}", HELD, "{n}'s house is in {v}"),
         ("Where does {n} live?", "Where is {n}'s home?", "In which city does {n} live?", "What city is the home of {n}?",
-         "Where does {n} have a home?", HELD, "In which city is {n}'s home?", "Where is {n}'s house?"),
-        ("Who lives in {v}?", "Who has a home in {v}?", "Whose home is in {v}?", HELD, "Who has a house in {v}?")),
+         "Where does {n} have a home?", HELD, "In which city is {n}'s home?", "Where is {n}'s house?")),
     "job": Kind(
         "baker doctor teacher farmer lawyer nurse painter pilot sailor tailor waiter writer driver singer dancer judge "
         "clerk cook priest soldier miner hunter plumber carpenter".split(),
         ("works as a {v}", "is a {v}", "earns money as a {v}", HELD, "has work as a {v}"),
         ("{n}'s job is {v}", "The job of {n} is {v}", "The work that {n} does is that of a {v}", HELD, "{n}'s work is that of a {v}"),
         ("What is {n}'s job?", "What work does {n} do?", "What does {n} work as?", "Which job does {n} have?",
-         "What is the job of {n}?", HELD, "What is the work of {n}?", "Which work does {n} do?"),
-        ("Who works as a {v}?", "Who is the {v}?", HELD, "Whose job is {v}?")),
+         "What is the job of {n}?", HELD, "What is the work of {n}?", "Which work does {n} do?")),
     "age": Kind(
         [str(age) for age in range(21, 69, 2)],
         ("is {v} years old", "turned {v} this year", "has the age of {v}", HELD, "is now {v} years of age"),
         ("{n}'s age is {v}", "The age of {n} is {v}", "In years, {n} is {v}", HELD, "{n}'s age this year is {v}"),
         ("How old is {n}?", "What is {n}'s age?", "How many years old is {n}?", "What age is {n}?",
-         HELD, "What is the age of {n}?", "How many years does {n} have?"),
-        ("Who is {v} years old?", "Who turned {v} this year?", "Whose age is {v}?", HELD, "Who has the age of {v}?")),
+         HELD, "What is the age of {n}?", "How many years does {n} have?")),
     "pet": Kind(
         "cat dog horse rabbit parrot goat hamster turtle snake pony goose duck mouse lizard frog donkey sheep pig "
         "canary spider fox raven hen kitten".split(),
         ("has a {v}", "keeps a pet {v}", "owns a {v} as a pet", HELD, "has a {v} for a pet"),
         ("{n}'s pet is a {v}", "The pet of {n} is a {v}", "The animal that {n} keeps is a {v}", HELD, "{n}'s animal is a {v}"),
         ("What pet does {n} have?", "Which animal does {n} keep?", "What is {n}'s pet?", "What kind of pet does {n} own?",
-         HELD, "Which pet does {n} keep?", "What animal is {n}'s pet?"),
-        ("Who has a {v}?", "Who keeps a {v}?", HELD, "Whose pet is a {v}?")),
+         HELD, "Which pet does {n} keep?", "What animal is {n}'s pet?")),
     "colour": Kind(
         "red blue green yellow black white brown grey pink purple orange silver gold violet".split(),
         ("likes the colour {v}", "loves the colour {v}", "mostly wears {v}", HELD, "likes to wear {v}"),
         ("{n}'s favourite colour is {v}", "The favourite colour of {n} is {v}", "The colour that {n} likes is {v}",
          HELD, "The colour that {n} loves is {v}"),
         ("What is {n}'s favourite colour?", "Which colour does {n} like?", "What colour does {n} love?",
-         "What is the colour that {n} likes?", HELD, "Which colour is {n}'s favourite?", "What colour does {n} like best?"),
-        ("Who likes the colour {v}?", "Who loves {v}?", "Whose favourite colour is {v}?", HELD, "Who mostly wears {v}?")),
+         "What is the colour that {n} likes?", HELD, "Which colour is {n}'s favourite?", "What colour does {n} like best?")),
     "food": Kind(
         "bread soup cheese rice fish pasta salad honey cake apples cherries grapes pears plums nuts beans eggs "
         "butter onions potatoes carrots pie sausage chocolate".split(),
@@ -66,8 +61,7 @@ KINDS = {
         ("{n}'s favourite food is {v}", "The favourite food of {n} is {v}", "The food that {n} likes is {v}",
          HELD, "The food that {n} eats is {v}"),
         ("What does {n} eat?", "What is {n}'s favourite food?", "What food does {n} like?", "What does {n} like to eat?",
-         HELD, "Which food does {n} eat?", "Which food is {n}'s favourite?"),
-        ("Who eats {v}?", "Who likes to eat {v}?", HELD, "Whose favourite food is {v}?")),
+         HELD, "Which food does {n} eat?", "Which food is {n}'s favourite?")),
     "music": Kind(
         "piano violin guitar flute drum trumpet harp cello organ horn banjo fiddle clarinet tuba".split(),
         ("plays the {v}", "is learning the {v}", "makes music on the {v}", HELD, "is learning to play the {v}"),
@@ -75,32 +69,28 @@ KINDS = {
          HELD, "The music that {n} makes is on the {v}"),
         ("What instrument does {n} play?", "What is {n}'s instrument?", "Which instrument does {n} play?",
          "On what does {n} make music?", "What does {n} play?", HELD, "Which instrument is {n} learning?",
-         "What is the instrument of {n}?"),
-        ("Who plays the {v}?", "Who is learning the {v}?", "Whose instrument is the {v}?", HELD, "Who makes music on the {v}?")),
+         "What is the instrument of {n}?")),
     "hobby": Kind(
         "chess tennis football golf cards swimming running fishing sailing cycling reading knitting cooking skating "
         "climbing gardening drawing riding boxing hiking".split(),
         ("enjoys {v}", "spends the weekend on {v}", "has {v} as a hobby", HELD, "spends free time on {v}"),
         ("{n}'s hobby is {v}", "The hobby of {n} is {v}", "The hobby that {n} enjoys is {v}", HELD, "The free time of {n} is for {v}"),
         ("What is {n}'s hobby?", "What does {n} enjoy?", "Which hobby does {n} have?", "What does {n} do on the weekend?",
-         HELD, "What hobby does {n} enjoy?", "What is the hobby of {n}?"),
-        ("Who enjoys {v}?", "Who has {v} as a hobby?", HELD, "Whose hobby is {v}?")),
+         HELD, "What hobby does {n} enjoy?", "What is the hobby of {n}?")),
     "drink": Kind(
         "tea coffee milk water juice wine beer cocoa lemonade cider rum brandy".split(),
         ("drinks {v}", "likes to drink {v}", "always drinks {v} in the morning", HELD, "loves to drink {v}"),
         ("{n}'s favourite drink is {v}", "The favourite drink of {n} is {v}", "The drink that {n} likes is {v}",
          HELD, "The drink that {n} orders is {v}"),
         ("What does {n} drink?", "What is {n}'s favourite drink?", "What drink does {n} like?", "What does {n} like to drink?",
-         "What does {n} drink in the morning?", HELD, "Which drink does {n} like?", "Which drink is {n}'s favourite?"),
-        ("Who drinks {v}?", "Who likes to drink {v}?", "Whose favourite drink is {v}?", HELD, "Who always drinks {v}?")),
+         "What does {n} drink in the morning?", HELD, "Which drink does {n} like?", "Which drink is {n}'s favourite?")),
     "language": Kind(
         "French German Italian Spanish Greek Russian Dutch Polish Danish Turkish Latin Arabic Hindi Swedish".split(),
         ("speaks {v}", "is learning to speak {v}", "speaks {v} at home", HELD, "knows how to speak {v}"),
         ("{n}'s language is {v}", "The language of {n} is {v}", "The language that {n} speaks is {v}",
          HELD, "The language {n} knows is {v}"),
         ("What language does {n} speak?", "Which language does {n} speak?", "What is {n}'s language?",
-         "What does {n} speak at home?", "What is the language of {n}?", HELD, "What does {n} speak?", "Which language is {n}'s?"),
-        ("Who speaks {v}?", "Who is learning to speak {v}?", HELD, "Whose language is {v}?")),
+         "What does {n} speak at home?", "What is the language of {n}?", HELD, "What does {n} speak?", "Which language is {n}'s?")),
 }
 
 HEADERS = ("Notes:", "Some notes:", "Notes about {names}:", "What we know about {names}:", "Facts about {names}:", "")
@@ -177,10 +167,8 @@ def list_names(names):
     return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
 
 
-def ask(rng, fact, held_out=False, reverse=0.2):
+def ask(rng, fact, held_out=False):
     name, kind, value = fact
-    if rng.random() < reverse:
-        return Question(pick(rng, KINDS[kind].who, held_out).format(v=value), name, "who", name)
     return Question(pick(rng, KINDS[kind].questions, held_out).format(n=name), value, kind, name)
 
 
@@ -194,29 +182,31 @@ def notes(rng, people, facts, held_out=False):
     return Context(text, [ask(rng, drawn[i], held_out) for i in rng.permutation(len(drawn))])
 
 
-def pairs(rng, people, said, recalled, each=1, backwards=False):
+def recalls(rng, asked, recalled):
+    """Each (given, wanted, question) in the way that `recalled` says, as pieces (text, whether it is to be recalled)."""
+    for given, wanted, question in choose(rng, asked, len(asked)):
+        if recalled == "barely":
+            yield from [(f" {given}", False), (f" {wanted}", True), (",", False)]
+        else:
+            yield (f"Q: {question if recalled == 'by question' else given}\nA:", False)
+            yield (f" {wanted}\n", True)
+
+
+def pairs(rng, people, said, recalled, each=1):
     """A fact or a few for each of some people, and then each value again, as (text, whether it is to be recalled).
 
     What makes a model bind a value to its name is that either end can be bare: said as `Mara Oslo`, a value follows its
     name at once; recalled as `Mara`, nothing stands between the name and what is asked for. An induction head knows that
     much; a sentence on one end, later on both, asks for a little more. With more facts than one, all people have the
-    same kinds of them, and only a question can tell which is meant. Backwards, the value is given and its name asked for.
+    same kinds of them, and only a question can tell which is meant.
     """
     names = choose(rng, NAMES, people)
     if each > 1:
-        kinds, recalled = choose(rng, list(KINDS), each), recalled if backwards else "by question"
+        kinds, recalled = choose(rng, list(KINDS), each), "by question"
         facts = draw_facts(rng, choose(rng, [(name, kind) for name in names for kind in kinds], people * each))
     else:
         kinds = rng.choice(list(KINDS), 1 if rng.random() < 0.5 else people)
         facts = draw_facts(rng, list(zip(names, np.resize(kinds, people).tolist())))
     stated = [f"{name} {value}" if said == "barely" else sentence(rng, (name, kind, value)) for name, kind, value in facts]
-    pieces = [(" " + (", " if said == "barely" else ". ").join(stated) + "\n", False)]
-    for name, kind, value in choose(rng, facts, len(facts)):
-        given, wanted = (value, name) if backwards else (name, value)
-        if recalled == "barely":
-            pieces += [(f" {given}", False), (f" {wanted}", True), (",", False)]
-        else:
-            forms = KINDS[kind].who if backwards else KINDS[kind].questions
-            question = given if recalled == "by name" else pick(rng, forms).format(n=name, v=value)
-            pieces += [(f"Q: {question}\nA:", False), (f" {wanted}\n", True)]
-    return pieces
+    asked = [(name, value, ask(rng, (name, kind, value)).question) for name, kind, value in facts]
+    return [(" " + (", " if said == "barely" else ". ").join(stated) + "\n", False), *recalls(rng, asked, recalled)]

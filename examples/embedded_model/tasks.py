@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from notes import HELD, KINDS, Context, Question, choose, pick
+from notes import HELD, KINDS, Context, Question, choose, pick, recalls
 
 FIRST = "bla dro fi gu jo lo mu pra sto tu wi ze".split()
 SECOND = "bix dax fen gop kim lum nog rud tiv zel".split()
@@ -44,15 +44,36 @@ SORT_HEADERS = ("Sort the words into groups.", "Give every word its group.", "Ev
 SORT = ("Which group has {x}?", "What is the group of {x}?", "In which group is {x}?", HELD, "What group has {x}?", "Which is the group of {x}?")
 
 
-def sort(rng, held_out=False):
-    """Words of known kinds, the kinds under invented labels; the words asked for are not among those shown."""
+def sorted_words(rng, held_out=False):
+    """(word, label) shown and asked: the kinds of words have invented labels, and the words asked for are others."""
     n, each = rng.integers(2, 4), rng.integers(2, 4)
     labels = name_all(rng, choose(rng, CLASSES, n), held_out)
     pairs = [(word, label) for kind, label in labels for word in choose(rng, KINDS[kind].values, each + 3)]
-    shown = [pairs[i] for i in rng.permutation(len(pairs)) if i % (each + 3) < each]
-    asked = [pairs[i] for i in rng.permutation(len(pairs)) if i % (each + 3) >= each]
-    form = pick(rng, SORT, held_out)
-    return pick(rng, SORT_HEADERS, held_out), *([(form.format(x=x), y) for x, y in part] for part in (shown, asked)), 1 / n
+    order = rng.permutation(len(pairs))
+    return [pairs[i] for i in order if i % (each + 3) < each], [pairs[i] for i in order if i % (each + 3) >= each]
+
+
+def sort(rng, held_out=False):
+    """Words sorted into groups under invented labels; only words of the same kinds tell the group of another."""
+    shown, asked = sorted_words(rng, held_out)
+    form, chance = pick(rng, SORT, held_out), 1 / len({label for _, label in shown})
+    return pick(rng, SORT_HEADERS, held_out), *([(form.format(x=x), y) for x, y in part] for part in (shown, asked)), chance
+
+
+def words(rng, said, recalled):
+    """The rung before tasks: words and their invented names, or their groups, said and recalled as `pairs` does it."""
+    if rng.random() < 0.5:
+        shown = asked = name_all(rng, choose(rng, PLAIN, rng.integers(3, 8)))
+        forms = LOOKUP
+    else:
+        (shown, asked), forms = sorted_words(rng), SORT
+    if said == "barely":
+        text = " " + ", ".join(f"{x} {y}" for x, y in shown) + "\n"
+    else:
+        form = pick(rng, ("{x}", pick(rng, forms)))
+        text = "".join(f"Q: {form.format(x=x)}\nA: {y}\n" for x, y in shown)
+    form = pick(rng, forms)
+    return [(text, False), *recalls(rng, [(x, y, form.format(x=x)) for x, y in asked], recalled)]
 
 
 CHANGE_HEADERS = ("Do the same to every line.", "Change the words like this.", "Follow the rule.", HELD, "Follow the same rule on every line.")
