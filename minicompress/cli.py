@@ -62,10 +62,10 @@ def compress(
     init: Annotated[str, typer.Option(help="text (the context's tokens), vocab, noise, or any words")] = "text",
     loss: Annotated[str, typer.Option(help="kl (teacher's distributions) or likelihood (teacher's answers)")] = "kl",
     temperature: Annotated[float, typer.Option(help="of teacher and student in the KL")] = 1.0,
-    steps: int = 200,
+    steps: Annotated[int, typer.Option(help="of Adam")] = 200,
     lr: Annotated[float, typer.Option(help="Adam's learning rate")] = 0.03,
     rows: Annotated[int, typer.Option(help="queries a step")] = 32,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(help="of everything drawn at random")] = 0,
     baselines: Annotated[str, typer.Option(help="cheap, or all: train two controls as well")] = "cheap",
     other: Annotated[Path | None, typer.Option(help="the different context of --baselines all")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on from OUT.checkpoint")] = False,
@@ -135,7 +135,13 @@ def summary(result: dict) -> dict:
 
 
 @app.command()
-def ask(prompt: Path, question: str, model: ModelDir = None, device: Device = "cpu", as_json: Json = False) -> None:
+def ask(
+    prompt: Annotated[Path, typer.Argument(help="a soft prompt, or a PEFT prompt-tuning folder")],
+    question: Annotated[str, typer.Argument(help="in words")],
+    model: ModelDir = None,
+    device: Device = "cpu",
+    as_json: Json = False,
+) -> None:
     """Ask a soft PROMPT a QUESTION."""
     opened = commands.open_model(model, device)
     prefix = commands.prompt_prefix(opened, commands.open_prompt(prompt, opened))
@@ -148,14 +154,16 @@ def ask(prompt: Path, question: str, model: ModelDir = None, device: Device = "c
 
 @app.command()
 def generate(
-    text: str,
-    prompt: Annotated[Path | None, typer.Option(help="a soft prompt that stands in front")] = None,
+    text: Annotated[str, typer.Argument(help="what to continue")],
+    prompt: Annotated[
+        list[Path] | None, typer.Option(help="a soft prompt that stands in front; several stand in a row")
+    ] = None,
     tokens: Annotated[int, typer.Option(help="how many to write")] = 40,
     temperature: Annotated[float, typer.Option(help="0 is greedy")] = 0.0,
     top_k: Annotated[int | None, typer.Option(help="draw among the k likeliest")] = None,
     top_p: Annotated[float | None, typer.Option(help="draw among the likeliest of that mass")] = None,
     lines: Annotated[int | None, typer.Option(help="stop after so many line ends")] = None,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(help="of everything drawn at random")] = 0,
     model: ModelDir = None,
     device: Device = "cpu",
     as_json: Json = False,
@@ -169,7 +177,8 @@ def generate(
     if top_p is not None and top_p > 1:
         raise ValueError(f"--top-p is {top_p}; it must be at most 1")
     opened = commands.open_model(model, device)
-    prefix = commands.prompt_prefix(opened, commands.open_prompt(prompt, opened)) if prompt else None
+    slots = [commands.open_prompt(path, opened) for path in prompt or ()]
+    prefix = commands.prompt_prefix(opened, np.concatenate(slots)) if slots else None
     stop = line_ends(opened.tokenizer, lines) if lines else None
     ids = opened.tokenizer.encode(text).ids
     check_positions(opened.pair[1], slots=prefix.length if prefix else 0, text_tokens=len(ids), new_tokens=tokens)

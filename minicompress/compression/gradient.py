@@ -7,7 +7,7 @@ asked goes through the slots' own reading once. No gradient of any weight is eve
 
 import numpy as np
 
-from minicompress.arrays import array_module, like
+from minicompress.arrays import like, to_host
 from minicompress.compression.objectives import kl, likelihood
 from minicompress.compression.queries import pad
 from minicompress.gpt2 import head_loss
@@ -34,7 +34,7 @@ def slots_gradient(model, slots, ids, scored, make_objective, shards):
     done = [result for result in shards.map(shard, len(ids)) if result]
     losses, dpasts, dlasts = zip(*done, strict=True)
     dpast = [[sum(parts[1:], parts[0]) for parts in zip(*layer, strict=True)] for layer in zip(*dpasts, strict=True)]
-    return float(sum(losses)), read_slots_backward(dpast, sum(dlasts[1:], dlasts[0]), cache)
+    return float(to_host(sum(losses))), read_slots_backward(dpast, sum(dlasts[1:], dlasts[0]), cache)
 
 
 def train_slots(model, slots, state, queries, teacher, steps, *, shards, loss="kl", temperature=1.0,
@@ -56,7 +56,7 @@ def train_slots(model, slots, state, queries, teacher, steps, *, shards, loss="k
             return kl(teacher.logp(numbers[part]), weight, temperature)  # noqa: B023
 
         mean, dslots = slots_gradient(model, slots, ids, scored, objective, shards)
-        norm = float(array_module(dslots).sqrt((dslots * dslots).sum()))
+        norm = float(np.linalg.norm(to_host(dslots)))
         if not np.isfinite(norm):
             raise FloatingPointError(f"the gradient of step {step} is not finite; lower --lr")
         adamw_step({"slots": slots}, {"slots": dslots}, state, warmup_cosine(step, steps, lr, final=0.05))

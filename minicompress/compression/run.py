@@ -105,7 +105,7 @@ class Run:
         for reader in (teacher, model):
             check_positions(reader.pair[1], context_tokens=len(self.ids), tokens_of_a_query=QUERY_TOKENS)
         check_positions(model.pair[1], slots=recipe.slots, tokens_of_a_query=QUERY_TOKENS)
-        self.start = time.perf_counter()
+        self.queries_file, self.start, self.seconds_training = queries_file, time.perf_counter(), 0.0
         self.read = read_tokens(*teacher.pair, self.ids)
         self.train, self.held = gather_queries(teacher, self.read, recipe, shards, queries_file)
         if evaluate_on:
@@ -130,13 +130,16 @@ class Run:
     def train_slots(self, checkpoint=None, progress=None, every=50):
         """Trains to the last step; the checkpoint is kept up to date, also when interrupted."""
 
+        recipe = self.recipe
+        began = time.perf_counter() - self.seconds_training  # a resumed run goes on counting
+
         def on_step(step, loss, norm):
+            self.seconds_training = time.perf_counter() - began
             if progress:
-                progress(step, self.recipe.steps, loss)
+                progress(step, recipe.steps, loss)
             if checkpoint and step % every == 0:
                 self.save(checkpoint)
 
-        recipe, began = self.recipe, time.perf_counter()
         try:
             train_slots(self.model.pair, self.slots, self.state, self.train, self.expects, recipe.steps,
                         shards=self.shards, loss=recipe.loss, temperature=recipe.temperature, lr=recipe.lr,
@@ -145,11 +148,13 @@ class Run:
             if checkpoint:
                 self.save(checkpoint)
             raise
-        self.seconds, self.seconds_training = time.perf_counter() - self.start, time.perf_counter() - began
+        self.seconds = time.perf_counter() - self.start
 
     def save(self, checkpoint):
         tree = {"slots": self.slots, "m": self.state["m"]["slots"], "v": self.state["v"]["slots"]}
-        save_tree(checkpoint, tree, step=self.state["step"], train=[q.ids for q in self.train], **self.facts())
+        seconds = [time.perf_counter() - self.start, self.seconds_training]
+        queries = [q.ids for q in self.train]
+        save_tree(checkpoint, tree, step=self.state["step"], seconds=seconds, train=queries, **self.facts())
 
     def resume(self, checkpoint):
         """Takes up the run whose checkpoint this is; raises ValueError where it was another run's."""
@@ -161,12 +166,14 @@ class Run:
                 )
         self.slots, m, v = (place(tree[name], self.model.wte) for name in ("slots", "m", "v"))
         self.state = {"step": facts["step"], "m": {"slots": m}, "v": {"slots": v}}
+        spent, self.seconds_training = facts["seconds"]
+        self.start -= spent
 
     def with_start(self, slots, **changes):
         """The same queries and teacher, from other slots and by a changed recipe."""
         other = copy(self)
         other.recipe, other.initial, other.slots = replace(self.recipe, **changes), slots, slots.copy()
-        other.state, other.start = adamw_init({"slots": slots}), time.perf_counter()
+        other.state, other.start, other.seconds_training = adamw_init({"slots": slots}), time.perf_counter(), 0.0
         return other
 
     def prompt(self):

@@ -65,11 +65,15 @@ def recall(model, tokenizer, prefix, queries):
 def gap_closed(none, sigma, rng, draws=2000):
     """G = (KL_none - KL_σ) / KL_none, a ratio of means, and its 95% bootstrap interval over queries.
 
-    None where no context costs almost nothing: there is then no gap. G may be negative.
+    None where no context costs almost nothing: there is then no gap. G may be negative. A single
+    query has no interval.
     """
     if none.mean_kl < FLOOR:
         return None, None
+    gap = 1 - sigma.mean_kl / none.mean_kl
     sums = np.array([(a.sum(), b.sum()) for a, b in zip(none.kl, sigma.kl, strict=True)])  # (Q, 2)
+    if len(sums) == 1:
+        return gap, None
     resampled = sums[rng.integers(len(sums), size=(draws, len(sums)))].sum(1)  # (draws, 2)
     ratios = 1 - resampled[:, 1] / resampled[:, 0]
-    return 1 - sigma.mean_kl / none.mean_kl, [float(q) for q in np.quantile(ratios, [0.025, 0.975])]
+    return gap, [float(q) for q in np.quantile(ratios, [0.025, 0.975])]

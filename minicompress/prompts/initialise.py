@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from minicompress.arrays import like
+from minicompress.arrays import like, to_host
 
 
 def from_tokens(wte, ids, slots):
@@ -21,5 +21,5 @@ def from_vocabulary(wte, slots, rng):
 
 def from_noise(wte, slots, rng):
     """Normal noise with the embeddings' own mean and spread."""
-    mean, spread = float(wte.mean()), float(wte.std())
+    mean, spread = float(to_host(wte.mean())), float(to_host(wte.std()))
     return like((mean + spread * rng.standard_normal((slots, wte.shape[1]))).astype(wte.dtype), wte)

@@ -7,8 +7,8 @@ NAMES = {
     "last": "last {k} tokens",
     "init": "slots, untrained",
     "sigma": "slots, trained",
-    "other": "another context's slots",
-    "queries": "slots, answers alone",
+    "other": "other text's slots",
+    "queries": "slots, answers only",
 }
 
 
@@ -17,19 +17,25 @@ def number(value, form):
 
 
 def evaluation_table(result):
-    """A rich Table of `evaluate`'s result; bits are per token of the held-out answers."""
+    """A rich Table of `evaluate`'s result, 80 columns wide."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(title=f"{result['queries']} held-out queries", title_justify="left")
+    title = f"{result['queries']} held-out queries; KL from the full context, in bits per token"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("before the question", no_wrap=True)
-    for heading in ("slots", "KL bits", "95%", "gap closed", "top-1", "recall"):
+    for heading in ("length", "KL", "95%", "gap closed", "top-1", "recall"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, label in NAMES.items():
         if name not in result["rows"]:
             continue
         row = result["rows"][name]
         gap, interval = row["gap_closed"], row["gap_closed_interval"]
-        span = "" if gap is None or name in ("none", "full") else f" ({interval[0]:.0%} to {interval[1]:.0%})"
+        span = (
+            f" ({100 * interval[0]:.0f} to {100 * interval[1]:.0f})"
+            if interval and name not in ("none", "full")
+            else ""
+        )
         table.add_row(
             label.format(k=result["slots"]), str(row["positions"]), f"{max(row['kl'], 0):.3f}", f"{row['kl_p95']:.2f}",
             number(gap, ".1%") + span, f"{row['top1_agreement']:.1%}", number(row["recall"], ".1%"),

@@ -80,6 +80,15 @@ def test_a_checkpoint_every_few_steps(new_run, tmp_path):
     assert steps == [2, 2, 4, 4]
 
 
+def test_a_resumed_run_has_spent_what_was_spent_before(new_run, tmp_path):
+    stopped, resumed = new_run(), new_run()
+    stopped_at(stopped, 4, tmp_path / "c")
+    resumed.resume(tmp_path / "c")
+    assert resumed.seconds_training == pytest.approx(stopped.seconds_training)
+    resumed.train_slots()
+    assert resumed.seconds > resumed.seconds_training > stopped.seconds_training > 0
+
+
 @pytest.mark.parametrize("change", [{"steps": 7}, {"seed": 1}, {"slots": 4}, {"lr": 0.01}, {"loss": "likelihood"}])
 def test_the_checkpoint_of_another_recipe_is_refused(change, new_run, tmp_path):
     stopped_at(new_run(), 2, tmp_path / "c")
