@@ -44,14 +44,20 @@ def test_every_answer_stands_in_the_notes_once(scripts, held_out):
             assert words.count(q.answer) == 1, (q, context.text)
 
 
+def others(notes, q, held_out):
+    return [form for f in (notes.KINDS[q.kind].questions, notes.OF_ANY_KIND) for form in notes.phrasings(f, not held_out)]
+
+
 def test_what_is_held_out_never_occurs_in_training(scripts):
     notes = scripts["notes"]
     for seed in SEEDS:
         for held_out in (False, True):
             for q in drawn(scripts, seed, held_out).questions:
                 assert notes.is_held_out_pair(q.person, q.kind, q.answer) == held_out
-                allowed = notes.phrasings(notes.KINDS[q.kind].questions, held_out)
-                assert q.question in [form.format(n=q.person) for form in allowed]
+                forms = [notes.phrasings(f, held_out) for f in (notes.KINDS[q.kind].questions, notes.OF_ANY_KIND)]
+                called = notes.CALLED.get(q.kind, q.kind)
+                assert q.question in [form.format(n=q.person, k=called) for form in sum(forms, ())]
+                assert q.question not in [form.format(n=q.person, k=called) for form in others(notes, q, held_out)]
 
 
 @pytest.mark.parametrize("held_out", [False, True])

@@ -33,13 +33,13 @@ KINDS = {
         ("works as a {v}", "is a {v}", "earns money as a {v}", HELD, "has work as a {v}"),
         ("{n}'s job is {v}", "The job of {n} is {v}", "The work that {n} does is that of a {v}", HELD, "{n}'s work is that of a {v}"),
         ("What is {n}'s job?", "What work does {n} do?", "What does {n} work as?", "Which job does {n} have?",
-         "What is the job of {n}?", HELD, "What is the work of {n}?", "Which work does {n} do?")),
+         HELD, "What is the work of {n}?", "Which work does {n} do?")),
     "age": Kind(
         [str(age) for age in range(21, 69, 2)],
         ("is {v} years old", "turned {v} this year", "has the age of {v}", HELD, "is now {v} years of age"),
         ("{n}'s age is {v}", "The age of {n} is {v}", "In years, {n} is {v}", HELD, "{n}'s age this year is {v}"),
         ("How old is {n}?", "What is {n}'s age?", "How many years old is {n}?", "What age is {n}?",
-         HELD, "What is the age of {n}?", "How many years does {n} have?")),
+         HELD, "How many years does {n} have?")),
     "pet": Kind(
         "cat dog horse rabbit parrot goat hamster turtle snake pony goose duck mouse lizard frog donkey sheep pig "
         "canary spider fox raven hen kitten".split(),
@@ -68,15 +68,14 @@ KINDS = {
         ("{n}'s instrument is the {v}", "The instrument of {n} is the {v}", "The instrument that {n} plays is the {v}",
          HELD, "The music that {n} makes is on the {v}"),
         ("What instrument does {n} play?", "What is {n}'s instrument?", "Which instrument does {n} play?",
-         "On what does {n} make music?", "What does {n} play?", HELD, "Which instrument is {n} learning?",
-         "What is the instrument of {n}?")),
+         "On what does {n} make music?", "What does {n} play?", HELD, "Which instrument is {n} learning?")),
     "hobby": Kind(
         "chess tennis football golf cards swimming running fishing sailing cycling reading knitting cooking skating "
         "climbing gardening drawing riding boxing hiking".split(),
         ("enjoys {v}", "spends the weekend on {v}", "has {v} as a hobby", HELD, "spends free time on {v}"),
         ("{n}'s hobby is {v}", "The hobby of {n} is {v}", "The hobby that {n} enjoys is {v}", HELD, "The free time of {n} is for {v}"),
         ("What is {n}'s hobby?", "What does {n} enjoy?", "Which hobby does {n} have?", "What does {n} do on the weekend?",
-         HELD, "What hobby does {n} enjoy?", "What is the hobby of {n}?")),
+         HELD, "What hobby does {n} enjoy?")),
     "drink": Kind(
         "tea coffee milk water juice wine beer cocoa lemonade cider rum brandy".split(),
         ("drinks {v}", "likes to drink {v}", "always drinks {v} in the morning", HELD, "loves to drink {v}"),
@@ -90,10 +89,13 @@ KINDS = {
         ("{n}'s language is {v}", "The language of {n} is {v}", "The language that {n} speaks is {v}",
          HELD, "The language {n} knows is {v}"),
         ("What language does {n} speak?", "Which language does {n} speak?", "What is {n}'s language?",
-         "What does {n} speak at home?", "What is the language of {n}?", HELD, "What does {n} speak?", "Which language is {n}'s?")),
+         "What does {n} speak at home?", HELD, "What does {n} speak?", "Which language is {n}'s?")),
 }
 
 HEADERS = ("Notes:", "Some notes:", "Notes about {names}:", "What we know about {names}:", "Facts about {names}:", "")
+CALLED = {"place": "city", "colour": "favourite colour", "food": "favourite food", "music": "instrument", "drink": "favourite drink"}
+OF_ANY_KIND = ("What is {n}'s {k}?", "What is the {k} of {n}?", "Which {k} does {n} have?", "{n}'s {k}?", "Say the {k} of {n}.",
+               HELD, "What {k} does {n} have?")
 JOINED = ("{n}, who {a}, {b}", "{n} {a} and {b}", "{n} {a}, and {n} also {b}", HELD, "{n}, who {a}, also {b}")
 OPENERS = ("As everybody knows,", "It is said that", "These days", "In fact,", "According to a friend,", "We also know that",
            "As far as we know,", "Besides,", HELD, "People say that", "As a friend told us,")
@@ -169,7 +171,8 @@ def list_names(names):
 
 def ask(rng, fact, held_out=False):
     name, kind, value = fact
-    return Question(pick(rng, KINDS[kind].questions, held_out).format(n=name), value, kind, name)
+    form = pick(rng, OF_ANY_KIND if rng.random() < 0.4 else KINDS[kind].questions, held_out)
+    return Question(form.format(n=name, k=CALLED.get(kind, kind)), value, kind, name)
 
 
 def notes(rng, people, facts, held_out=False):
