@@ -95,7 +95,7 @@ KINDS = {
 HEADERS = ("Notes:", "Some notes:", "Notes about {names}:", "What we know about {names}:", "Facts about {names}:", "")
 CALLED = {"place": "city", "colour": "favourite colour", "food": "favourite food", "music": "instrument", "drink": "favourite drink"}
 OF_ANY_KIND = ("What is {n}'s {k}?", "What is the {k} of {n}?", "Which {k} does {n} have?", "{n}'s {k}?", "Say the {k} of {n}.",
-               HELD, "What {k} does {n} have?")
+               HELD, "Which is the {k} of {n}?")
 JOINED = ("{n}, who {a}, {b}", "{n} {a} and {b}", "{n} {a}, and {n} also {b}", HELD, "{n}, who {a}, also {b}")
 OPENERS = ("As everybody knows,", "It is said that", "These days", "In fact,", "According to a friend,", "We also know that",
            "As far as we know,", "Besides,", HELD, "People say that", "As a friend told us,")
