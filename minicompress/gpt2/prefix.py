@@ -53,12 +53,12 @@ def predictors(params, config, prefix, ids, scored, keep="nothing"):
     """
     if prefix.last is None and scored[:, 0].any():
         raise ValueError("the first token of a row is scored, but nothing stands before it to predict it")
+    if ids.shape[1] == 1:  # a column of padding, so that there is something to read
+        ids, scored = (np.pad(a, ((0, 0), (0, 1))) for a in (ids, scored))
     x = embed(params, ids[:, :-1], prefix.length)  # the last token predicts nothing
     hidden, _, cache = forward(params, config, x, prefix.past, keep=keep)
     xp, (B, _, C) = array_module(x), x.shape
     first = prefix.last if prefix.last is not None else xp.zeros_like(x[:1, :1])
-    if hidden.shape[1] == 0:
-        hidden = hidden.reshape(B, 0, C)
     hidden = xp.concatenate([xp.broadcast_to(first, (B, 1, C)), hidden], axis=1)  # (B, T, C), t predicts t
     index = like(np.flatnonzero(scored), x)
     return hidden.reshape(-1, C)[index], (cache, index, hidden.shape)

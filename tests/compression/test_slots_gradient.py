@@ -6,11 +6,13 @@ from compressing import CHECKS, Problem, gradient_error
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers import directional_error
 from minicompress.compression.gradient import train_slots
+from minicompress.compression.queries import Query, pad
 from minicompress.training.adamw import adamw_init
 from minicompress.training.shards import Shards
 from minicompress.trees import flatten, tree_map
-from minicompress.verification.oracles import central_difference, relative_error, taylor_rates, unit_direction
+from minicompress.verification.oracles import central_difference, complex_step, relative_error, taylor_rates, unit_direction
 
 each_loss = pytest.mark.parametrize("loss", ["kl", "likelihood"])
 
@@ -36,6 +38,18 @@ def test_the_complex_step(loss, temperature, first, shards):
 )
 def test_finite_differences(loss, temperature, seed, first):
     assert gradient_error(loss, temperature, seed, first, 1, central_difference) <= 1e-6
+
+
+@each_loss
+def test_queries_of_a_single_token(loss):
+    """The slots alone predict them, and nothing of the rows is read."""
+    problem = Problem()
+    problem.queries = [Query([5], 0), Query([7], 0)]
+    problem.ids, problem.scored = pad(problem.queries)
+    mean, dslots = problem.gradient(loss)
+    f = problem.losses(loss)
+    assert relative_error(mean, f(problem.slots).sum()) <= 1e-13
+    assert directional_error(complex_step, f, problem.slots, dslots, np.ones(2), problem.rng) <= 1e-12
 
 
 @each_loss
