@@ -1,13 +1,21 @@
 """Checks of what stands around the mathematics, each a function that returns an error, which planted bugs share."""
 
 import math
+import tempfile
+from pathlib import Path
 
 import numpy as np
 
+from helpers import TINY, random_ids, random_params, tree_errors
+from minicompress.gpt2 import embed, forward, logits
+from minicompress.layers.losses import log_softmax
 from minicompress.training.adamw import adamw_init, adamw_step
+from minicompress.training.checkpoints import load_tree, save_tree
+from minicompress.training.language_model import language_model_step
 from minicompress.training.schedules import warmup_cosine
+from minicompress.training.shards import Shards
 from minicompress.trees import flatten
-from minicompress.verification.oracles import relative_error
+from minicompress.verification.oracles import complex_step, relative_error
 
 
 def random_tree(rng):
@@ -45,3 +53,43 @@ def schedule_error():
                10: 0.08 + 0.36 * (1 - half), 12: 0.08, 13: 0.08, 1000: 0.08}  # fmt: skip
     rates = [warmup_cosine(step, 12, 0.8, warmup=4, final=0.1) for step in by_hand]
     return relative_error(rates, list(by_hand.values()))
+
+
+def checkpoint_error():
+    """How many arrays of odd shapes, layouts and dtypes do not come back as they were."""
+    a = np.arange(24.0).reshape(4, 6) / 7
+    tree = {"0-d": np.array(1.5), "transposed": a.T, "strided": a[::2, ::-3], "reversed": a[::-1], "columns": a[:, 1:3],
+            "fortran": np.asfortranarray(a), "spread": np.broadcast_to(a[0], (3, 6)), "empty": a[:0], "bool": a > 1,
+            "float16": a.astype(np.float16), "int32": a.astype(np.int32)}  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        save_tree(Path(folder) / "c", tree)
+        back = load_tree(Path(folder) / "c")[0]
+    return sum(
+        (back[n].dtype, back[n].shape, back[n].tolist()) != (b.dtype, b.shape, b.tolist()) for n, b in tree.items()
+    )
+
+
+def batch(seed=0, config=TINY, B=5, T=6):
+    """A random model, tokens (B, T + 1), and weights (B, T) of which a third are zero, the second row's all."""
+    rng = np.random.default_rng(seed)
+    params, tokens, weights = random_params(config, rng), random_ids(config, rng, B, T + 1), rng.random((B, T))
+    weights[rng.random((B, T)) < 1 / 3] = 0
+    weights[1] = 0
+    return params, tokens, weights
+
+
+def language_model_losses(params, config, tokens, offset=0):
+    """-log p of every target, read and scored in one go: (B T,)."""
+    hidden, _, _ = forward(params, config, embed(params, tokens[:, :-1], offset), keep="nothing")
+    logp = log_softmax(logits(params, hidden)).reshape(-1, config.vocab_size)
+    return -logp[np.arange(len(logp)), tokens[:, 1:].reshape(-1)]
+
+
+def language_model_errors(oracle=complex_step, config=TINY, offset=3, n=2):
+    """{name: error} of every weight's gradient."""
+    params, tokens, weights = batch(config=config)
+    with Shards(n) as shards:
+        _, grads = language_model_step(params, config, tokens, weights, shards, offset)
+    share = (weights / weights.sum()).reshape(-1)
+    f = lambda p: language_model_losses(p, config, tokens, offset)
+    return tree_errors(oracle, f, params, grads, share, np.random.default_rng(1))

@@ -24,7 +24,7 @@ def language_model_step(params, config, tokens, weights, shards, offset=0):
         scored = np.flatnonzero(scale)  # what weighs nothing never meets the vocabulary
         if not len(scored):
             return 0.0, grads
-        targets, scale = like(targets[scored], x), like(scale[scored].astype(weights.dtype), x)
+        targets, scale = like(targets[scored], x), like(scale[scored].astype(x.dtype), x)
         scored = like(scored, x)
 
         def objective(logits, rows):
