@@ -12,7 +12,13 @@ from minicompress.compression.queries import Query, pad
 from minicompress.training.adamw import adamw_init
 from minicompress.training.shards import Shards
 from minicompress.trees import flatten, tree_map
-from minicompress.verification.oracles import central_difference, complex_step, relative_error, taylor_rates, unit_direction
+from minicompress.verification.oracles import (
+    central_difference,
+    complex_step,
+    relative_error,
+    taylor_rates,
+    unit_direction,
+)
 
 each_loss = pytest.mark.parametrize("loss", ["kl", "likelihood"])
 
