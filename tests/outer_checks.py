@@ -1,5 +1,6 @@
 """Checks of what stands around the mathematics, each a function that returns an error, which planted bugs share."""
 
+import contextlib
 import math
 import tempfile
 from pathlib import Path
@@ -9,6 +10,8 @@ import numpy as np
 from helpers import TINY, random_ids, random_params, tree_errors
 from minicompress.gpt2 import embed, forward, logits
 from minicompress.layers.losses import log_softmax
+from minicompress.prompts.initialise import from_tokens, from_vocabulary
+from minicompress.prompts.soft_prompt import SoftPrompt
 from minicompress.training.adamw import adamw_init, adamw_step
 from minicompress.training.checkpoints import load_tree, save_tree
 from minicompress.training.language_model import language_model_step
@@ -93,3 +96,44 @@ def language_model_errors(oracle=complex_step, config=TINY, offset=3, n=2):
     share = (weights / weights.sum()).reshape(-1)
     f = lambda p: language_model_losses(p, config, tokens, offset)
     return tree_errors(oracle, f, params, grads, share, np.random.default_rng(1))
+
+
+def prompt_file_error(dtype=np.float32):
+    """1 where slots, their dtype or where they came from are not what was saved."""
+    slots = (np.random.default_rng(0).standard_normal((4, 6)) / 3).astype(dtype)
+    slots[0, :3] = -0.0, np.finfo(dtype).tiny, np.finfo(dtype).max
+    prompt = SoftPrompt(slots, provenance={"model": "0" * 16, "steps": 3})
+    with tempfile.TemporaryDirectory() as folder:
+        prompt.save(Path(folder) / "p")
+        back = SoftPrompt.load(Path(folder) / "p")
+    facts = [(p.slots.dtype, p.slots.tobytes(), p.provenance, p.carrier, p.positions) for p in (prompt, back)]
+    return float(facts[0] != facts[1])
+
+
+def refusal_error():
+    """How many unusable slots a prompt's file may hold all the same."""
+    accepted = 0
+    with tempfile.TemporaryDirectory() as folder:
+        for slots in (np.zeros((0, 3)), np.zeros(3), np.full((2, 3), np.nan), np.full((2, 3), np.inf)):
+            SoftPrompt(slots).save(Path(folder) / "p")
+            with contextlib.suppress(ValueError):
+                accepted += bool(SoftPrompt.load(Path(folder) / "p"))
+    return accepted
+
+
+def spacing_error():
+    """How many texts are not picked from as by hand."""
+    wte, ids = np.arange(10.0)[:, None], np.arange(10)
+    by_hand = {(10, 4): [0, 3, 6, 9], (10, 1): [0], (10, 2): [0, 9], (9, 5): [0, 2, 4, 6, 8], (6, 4): [0, 2, 3, 5],
+               (3, 3): [0, 1, 2], (3, 7): [0, 1, 2, 0, 1, 2, 0], (1, 2): [0, 0]}  # fmt: skip
+    return sum(from_tokens(wte, ids[:n], slots)[:, 0].tolist() != told for (n, slots), told in by_hand.items())
+
+
+def vocabulary_error():
+    """How often a word is drawn twice, or none of the vocabulary's last quarter is drawn at all."""
+    wte, repeats, last = np.arange(12.0)[:, None], 0, False
+    for seed in range(20):
+        drawn = from_vocabulary(wte, 9, np.random.default_rng(seed))[:, 0]
+        repeats += 9 - len(set(drawn.tolist()))
+        last |= drawn.max() >= 9
+    return repeats + (not last)
