@@ -1,6 +1,6 @@
 """Bugs planted in the real source, one edit each: a check that lets one pass is no check.
 
-Each plant is an old text and a new one inside one function. The edited function replaces the real
+Each plant is an old text and a new one inside one function or class. The edited one replaces the real
 one in every module that holds it; then the named check, which the other tests share, must fail.
 Where the old text is gone because the source was rewritten, say the same bug in the new words.
 """
@@ -134,7 +134,7 @@ def plant(bug, monkeypatch):
     """Puts the edited function where the real one is, in every module that holds it."""
     source = inspect.getsource(bug.function)
     assert source.count(bug.old) == 1, f"{bug.old!r} is not once in {bug.function.__name__}: rewrite this plant"
-    name, scope = bug.function.__name__, dict(bug.function.__globals__)
+    name, scope = bug.function.__name__, dict(vars(sys.modules[bug.function.__module__]))
     exec(source.replace(bug.old, bug.new), scope)
     for module in list(sys.modules.values()):
         if vars(module).get(name) is bug.function:

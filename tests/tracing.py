@@ -120,6 +120,7 @@ CHECKS = {
     "trace, forward": forward_error,
     "trace, loss": loss_error,
     "trace, kl": lambda: loss_error(loss="kl"),
+    "trace, kl of single tokens": lambda: loss_error(loss="kl", rows=[[5], [7]], labels=None),
     "trace, loss without a prompt": lambda: loss_error(slots=0),
     "trace, gradient of the prompt": prompt_error,
     "trace, gradient of the prompt, kl": lambda: prompt_error(loss="kl"),

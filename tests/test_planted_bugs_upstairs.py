@@ -1,0 +1,86 @@
+"""Bugs planted above the model, one edit each: generation, traces, and what a compression is measured by."""
+
+import pytest
+
+import generating
+import tracing
+from minicompress.gpt2 import generate, prefix
+from minicompress.verification import trace
+from test_planted_bugs import Bug, plant
+
+CHECKS = generating.CHECKS | tracing.CHECKS
+BUGS = [
+    # generation
+    Bug("new tokens not moved on by the prefix", "generation after slots", generate.generate,
+        "prefix.length + lengths + step", "lengths + step"),
+    Bug("new tokens placed after the longest row", "generation after nothing", generate.generate,
+        "prefix.length + lengths + step", "prefix.length + lengths.max() + step"),
+    Bug("all new tokens at one position", "generation after text", generate.generate,
+        "prefix.length + lengths + step", "prefix.length + lengths"),
+    Bug("padding written after instead of the last token", "generation after nothing", generate.prefill,
+        "lengths - 1", "lengths * 0 + lengths.max() - 1"),
+    Bug("the text reads without its prefix's positions", "generation after slots", generate.prefill,
+        "embed(params, ids, prefix.length)", "embed(params, ids)"),
+    Bug("keys of padding are seen", "generation after nothing", generate.Memory,
+        "None if (lengths == T).all() else like(seen, self.layers[0][0])", "None"),
+    Bug("the prefix is hidden as if it were padding", "generation after text", generate.Memory,
+        "< (P + lengths)[:, None]", "< lengths[:, None]"),
+    Bug("a new token's keys overwrite the one before", "generation after nothing", generate.Memory,
+        "self.size += 1", "pass"),
+    Bug("a new token does not see itself", "generation after nothing", generate.Memory,
+        "seen[:, P + T :] = True", "seen[:, P + T :] = np.arange(room) > 0"),
+    Bug("the prefix's values where its keys belong", "generation after slots", generate.Memory,
+        "prefix.past[layer][kind]", "prefix.past[layer][1]"),
+    Bug("temperature as a factor", "sample", generate.sample,
+        ".astype(np.float64) / temperature", ".astype(np.float64) * temperature"),
+    Bug("one token too many among the k", "sample", generate.sample,
+        "np.partition(scores, -top_k)[..., [-top_k]]", "np.partition(scores, -top_k)[..., [-top_k - 1]]"),
+    Bug("the token that reaches p is left out", "sample", generate.sample,
+        "falling.cumsum(-1) - falling >= top_p", "falling.cumsum(-1) >= top_p"),
+    Bug("the nucleus put back in the order of its mass", "sample", generate.sample,
+        "np.put_along_axis(probs, order, np.where(beyond, 0, falling), -1)", "probs = np.where(beyond, 0, falling)"),
+    Bug("draws of a mass that was cut off", "sample", generate.sample,
+        "* sums[:, -1:]", "* 1"),
+    # what stands before the rows
+    Bug("one token alone behind the slots is lost", "trace, kl of single tokens", prefix.predictors,
+        "if ids.shape[1] == 1", "if False"),
+    # traces
+    Bug("the first token is scored without a prompt", "trace, loss without a prompt", trace.trace,
+        "scored[:, 0] &= slots is not None", "pass"),
+    Bug("padding is scored", "trace, kl", trace.trace,
+        "(targets != IGNORED) & real", "(targets != IGNORED) | ~real"),
+    Bug("every place counts in the mean", "trace, loss", trace.make_objective,
+        "1 / int(scored.sum())", "1 / scored.size"),
+    Bug("the teacher has not read the context", "trace, kl", trace.make_objective,
+        "read_tokens(*teacher, teacher_context)", "read_tokens(*teacher, teacher_context[:1])"),
+    Bug("logits of padding are left in", "trace, forward", trace.run_both_ways,
+        "logits(params, out) * mask[..., None]", "logits(params, out)"),
+    Bug("attention of padding is left in", "trace, forward", trace.run_both_ways,
+        "* mask[:, None, :, None]", "* 1"),
+    Bug("tokens are not moved on by the prompt", "trace, forward", trace.run_both_ways,
+        "embed(params, ids, P), past", "embed(params, ids), past"),
+    Bug("the first slot predicts the first token", "trace, forward", trace.run_both_ways,
+        "first = read[:, -1:]", "first = read[:, :1]"),
+    Bug("a label scores the prediction after it", "trace, loss", trace.run_both_ways,
+        "[xp.broadcast_to(first, (B, 1, config.n_embd)), out[:, :-1]]", "[out]"),
+    Bug("the first token's gradient from one row", "trace, gradient of the prompt", trace.run_both_ways,
+        "dstates[:, :1].sum(0, keepdims=True)", "dstates[:1, :1].sum(0, keepdims=True)"),
+    Bug("what the rows asked of the slots is dropped", "trace, gradient of the prompt, kl", trace.run_both_ways,
+        "backward(dread, back_slots, dpast, grads)", "backward(dread, back_slots, None, grads)"),
+    Bug("the slots' positions get no gradient", "trace, gradient of the weights", trace.run_both_ways,
+        'grads["wpe"]["weight"][:P] += dslots[0]', "pass"),
+    Bug("the tokens' positions get it at the slots'", "trace, gradient of the weights", trace.run_both_ways,
+        "embed_backward(dx, params, ids, grads, P)", "embed_backward(dx, params, ids, grads)"),
+    Bug("the slots' way through the weights is left out", "trace, gradient of the weights", trace.run_both_ways,
+        "backward(dread, back_slots, dpast, grads)", "backward(dread, back_slots, dpast)"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
+def test_every_planted_bug_is_caught(bug, monkeypatch):
+    plant(bug, monkeypatch)
+    try:
+        error = CHECKS[bug.caught_by]()
+    except (ValueError, IndexError):  # a bug that makes the computation impossible is caught as well
+        return
+    assert not error <= 1e-10
