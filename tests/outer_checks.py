@@ -6,8 +6,12 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from helpers import TINY, random_ids, random_params, tree_errors
+from minicompress.compression.queries import Query
+from minicompress.evaluation import metrics
+from minicompress.evaluation.metrics import Scores, gap_closed, recall, score
 from minicompress.gpt2 import embed, forward, logits
 from minicompress.layers.losses import log_softmax
 from minicompress.prompts.initialise import from_tokens, from_vocabulary
@@ -137,3 +141,42 @@ def vocabulary_error():
         repeats += 9 - len(set(drawn.tolist()))
         last |= drawn.max() >= 9
     return repeats + (not last)
+
+
+def quantile_error():
+    """The 95% quantile of 0..20 is 19, and of 0, 1 lies 0.95 of the way, whatever query a place belongs to."""
+    many, two = Scores([np.arange(12.0), np.arange(12.0, 21)], []), Scores([np.array([1.0]), np.array([0.0])], [])
+    return relative_error([many.p95_kl, two.p95_kl], [19, 0.95])
+
+
+def gap_interval_error():
+    """Of two queries a quarter of all draws takes one twice, a quarter the other: the interval spans their ratios."""
+    none, sigma = (
+        Scores([np.array([4.0]), np.array([1.0, 1.0])], []),
+        Scores([np.array([1.0]), np.array([0.5, 0.9])], []),
+    )
+    return relative_error(gap_closed(none, sigma, np.random.default_rng(0))[1], [1 - 1.4 / 2, 1 - 1 / 4])
+
+
+def agreement_error():
+    """One query of two places and one of one; the likeliest tokens agree at the first and the third."""
+
+    class Teacher:
+        logp = staticmethod(lambda numbers: log_softmax(np.array([[3.0, 0, 1], [0, 3, 1], [1, 0, 3]])))
+
+    queries = [Query([0, 1, 2], 1), Query([0, 1], 1)]
+    with pytest.MonkeyPatch.context() as patch, Shards(1) as shards:
+        patch.setattr(metrics, "predictors", lambda *_, **__: (None, None))
+        patch.setattr(metrics, "logits", lambda *_: np.array([[5.0, 4, 0], [5, 4, 0], [0, 4, 5]]))
+        told = score((None, None), None, None, queries, Teacher, shards)
+    return float([agree.tolist() for agree in told.agree] != [[True, False], [True]])
+
+
+def recall_error():
+    """Four known answers: right, right but for spaces around it, wrong, right in part. The fifth query has none."""
+    written = {"a": "yes", "b": "two words", "c": "no", "d": "a dog and a cat"}
+    known = {"a": "yes", "b": " two words ", "c": "yes", "d": "a dog", "e": None}
+    queries = [Query([0, 1], 1, question, answer) for question, answer in known.items()]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics, "answer_greedily", lambda model, tokenizer, prefix, asked: [written[q] for q in asked])
+        return abs(recall(None, None, None, queries) - 0.5)
