@@ -14,7 +14,8 @@ CONFIG = Config(vocab_size=len(LETTERS), n_positions=96, n_embd=12, n_layer=2, n
 TEXT = "tom has a dog. ann has a cat."
 OTHER = "the sea is deep and cold."
 QUESTIONS = {"who is tom?": "a man", "what has tom?": "a dog", "what has ann?": "a cat", "who is ann?": None,
-             "is it cold?": "no", "where is the sea?": None, "who has a cat?": "ann"}  # fmt: skip
+             "is it cold?": "no", "where is the sea?": None, "who has a cat?": "ann",
+             "has tom a cat?": "no", "has ann a cat?": "yes", "who has a dog?": "tom"}  # fmt: skip
 
 
 class Letters:
