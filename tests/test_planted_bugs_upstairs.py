@@ -3,12 +3,15 @@
 import pytest
 
 import generating
+import table_by_hand
 import tracing
+from minicompress.compression import queries, teacher
+from minicompress.evaluation import baselines, metrics
 from minicompress.gpt2 import generate, prefix
 from minicompress.verification import trace
 from test_planted_bugs import Bug, plant
 
-CHECKS = generating.CHECKS | tracing.CHECKS
+CHECKS = generating.CHECKS | tracing.CHECKS | table_by_hand.CHECKS
 BUGS = [
     # generation
     Bug("new tokens not moved on by the prefix", "generation after slots", generate.generate,
@@ -73,6 +76,33 @@ BUGS = [
         "embed_backward(dx, params, ids, grads, P)", "embed_backward(dx, params, ids, grads)"),
     Bug("the slots' way through the weights is left out", "trace, gradient of the weights", trace.run_both_ways,
         "backward(dread, back_slots, dpast, grads)", "backward(dread, back_slots, dpast)"),
+    # the table
+    Bug("the last tokens called the first", "table", baselines.prefixes,
+        "run.ids[:k]", "run.ids[-k:]"),
+    Bug("trained slots called untrained", "table", baselines.prefixes,
+        "run.initial", "run.slots"),
+    Bug("the full context one token short", "table", baselines.prefixes,
+        "read_tokens(*pair, run.ids),", "read_tokens(*pair, run.ids[:-1]),"),
+    Bug("the table of the training queries", "table", baselines.evaluate,
+        "prefix, run.held, held, shards", "prefix, run.train, Teacher(run.teacher.pair, run.read, run.train, run.shards), shards"),
+    Bug("a gap of the untrained slots", "table", baselines.evaluate,
+        'gap_closed(scores["none"], s,', 'gap_closed(scores["none"], scores["init"],'),
+    Bug("the median called the 95% quantile", "table", metrics.Scores,
+        "0.95", "0.5"),
+    Bug("a mean over queries instead of places", "table", metrics.Scores,
+        "np.concatenate(self.kl).mean()", "np.mean([kl.mean() for kl in self.kl])"),
+    Bug("the likeliest token held against the unlikeliest", "table", metrics.score,
+        "theirs.argmax(-1)", "theirs.argmin(-1)"),
+    Bug("recall without anything in front", "table", metrics.recall,
+        "answer_greedily(model, tokenizer, prefix,", "answer_greedily(model, tokenizer, None,"),
+    Bug("half an answer is recalled", "table", metrics.recall,
+        "ours == q.answer.strip()", "ours[:3] == q.answer.strip()[:3]"),
+    Bug("states of queries cut at the wrong places", "table", teacher.Teacher,
+        "[len(q.ids) - q.start for q in chosen]", "[len(q.ids) for q in chosen]"),
+    Bug("the question is scored too", "scored tokens", queries.pad,
+        "query.start : len(query.ids)", "1 : len(query.ids)"),
+    Bug("the last token is not scored", "scored tokens", queries.pad,
+        "query.start : len(query.ids)", "query.start : len(query.ids) - 1"),
 ]  # fmt: skip
 
 

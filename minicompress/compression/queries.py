@@ -99,7 +99,8 @@ def file_queries(teacher, context_prefix, path):
             queries.append(text_query(teacher.tokenizer, entry))
         else:
             question, answer = entry
-            queries.append(question_query(teacher.tokenizer, question, answer or answers[question], answer))
+            given = answers[question] if answer is None else answer
+            queries.append(question_query(teacher.tokenizer, question, given, answer))
     return [query for query in queries if query]
 
 

@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 from minicompress.compression.queries import (
     Query,
+    answer_greedily,
+    file_queries,
     hold_out,
     pad,
     question_query,
@@ -59,6 +61,18 @@ def test_a_wrong_line_is_named_by_file_and_number(line, words):
     with pytest.raises(ValueError, match=f"some.jsonl, line 3: .*{words}.*; write") as error:
         read_queries(["one", "", line], "some.jsonl")
     assert "\n" not in str(error.value)
+
+
+def test_answers_of_a_file_that_are_empty_or_left_to_the_teacher(small_model, tmp_path):
+    """An empty answer is an answer: its line end alone is scored, and the teacher is asked only where none is given."""
+    path = tmp_path / "queries.jsonl"
+    path.write_text('{"question": "a?", "answer": ""}\n{"question": "b?"}\n{"question": "c?", "answer": "so"}')
+    empty, own, given = file_queries(small_model, read_tokens(*small_model.pair, [1, 2, 3]), path)
+    decode = small_model.tokenizer.decode
+    assert decode(empty.ids[empty.start :]) == " \n" and decode(given.ids[given.start :]) == " so\n"
+    assert (empty.answer, own.answer, given.answer) == ("", None, "so")
+    (written,) = answer_greedily(*small_model[:2], read_tokens(*small_model.pair, [1, 2, 3]), ["b?"])
+    assert decode(own.ids[own.start :]) == f" {written}\n"
 
 
 def test_a_file_without_queries():
