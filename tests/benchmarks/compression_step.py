@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import models
 import numpy as np
-from measure import Benchmark, time_and_memory
+from sides import Benchmark, time_and_memory
 
 from minicompress.compression.gradient import slots_gradient
 from minicompress.compression.objectives import kl

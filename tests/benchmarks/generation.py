@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import models
 import numpy as np
-from measure import Aim, Benchmark, ratio, time_and_memory
+from sides import Aim, Benchmark, ratio, time_and_memory
 
 from minicompress.gpt2.generate import generate
 from minicompress.trees import flatten

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import models
 import numpy as np
-from measure import Aim, Benchmark, time_and_memory
+from sides import Aim, Benchmark, time_and_memory
 
 from minicompress.compression.gradient import slots_gradient
 from minicompress.compression.objectives import likelihood

@@ -1,8 +1,16 @@
 """Runs the benchmarks and prints one Markdown table: `PYTHONPATH=. python tests/benchmarks/run.py [--json FILE]`.
 
-Needs the `peers` extra and an otherwise idle machine; all of them take about ten minutes. OpenBLAS
-and MKL choose their kernels by the processor and by the environment (OPENBLAS_CORETYPE, …): what
-each side used is in the JSON file.
+Needs `pip install -e '.[peers]'`, 8 GB of memory and an otherwise idle machine; all of them take
+about ten minutes, one (`--only prompt-step`) about two. Each benchmark's file says what is compared
+and why that is fair, `sides.py` how times and memory are taken. Under the times of each stand the
+ratios to the peers; where a limit is given it is what the project set out to reach, met or missed. A
+row "void" means that the two sides did not compute the same numbers, so that their times say nothing.
+
+Compare ratios, and only of one run: other machines have other ratios. Half of each is decided by the
+kernels that OpenBLAS (ours) and MKL (PyTorch's) choose for the processor, and the environment has a
+say in it: OPENBLAS_CORETYPE=Haswell keeps NumPy from the wider registers of a newer processor. The
+JSON file holds what each side used, and those variables. `--tiny` takes seconds a side, measures
+nothing, and shows that everything runs.
 """
 
 import argparse
@@ -14,8 +22,8 @@ import sys
 import compression_step
 import generation
 import imports
-import measure
 import prompt_step
+import sides
 import teacher_reading
 import training_step
 
@@ -32,15 +40,15 @@ def main():
     parser.add_argument("--side", help=argparse.SUPPRESS)  # this process is one side of one benchmark
     options = parser.parse_args()
     if options.side:
-        return measure.serve(BENCHMARKS[options.only[0]], options.side, options.tiny)
+        return sides.serve(BENCHMARKS[options.only[0]], options.side, options.tiny)
     results = []
     for name in options.only:
         print(f"{name} …", file=sys.stderr, flush=True)
-        results.append(measure.compare(BENCHMARKS[name], options.rounds, options.tiny))
+        results.append(sides.compare(BENCHMARKS[name], options.rounds, options.tiny))
         if options.json:  # after each one: an interrupted run keeps what it has
             with open(options.json, "w") as file:
                 json.dump({"machine": machine(), "benchmarks": results}, file, indent=1)
-    print(measure.markdown(results))
+    print(sides.markdown(results))
 
 
 def machine():

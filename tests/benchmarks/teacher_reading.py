@@ -16,7 +16,7 @@ from contextlib import contextmanager
 import models
 import numpy as np
 from compression_step import FULL, TINY, data, predicting_states, torch_data
-from measure import Benchmark, time_and_memory
+from sides import Benchmark, time_and_memory
 
 from minicompress.compression.queries import Query
 from minicompress.compression.teacher import Teacher
@@ -46,7 +46,7 @@ def usual(size):
     model = models.torch_model(size.config)
     context, queries, *_ = torch_data(size)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def step():
         logits = model(torch.cat([context.expand(len(queries), -1), queries], 1)).logits
         logp = logits[:, -size.tokens - 1 : -1].log_softmax(-1).flatten(0, 1)
@@ -62,7 +62,7 @@ def careful(size):
     model = models.torch_model(size.config, **models.CAREFUL)
     context, queries, *_ = torch_data(size)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def step():
         read = model.transformer(context, use_cache=True)
         return queries, model.lm_head(predicting_states(model, read, queries)).log_softmax(-1)

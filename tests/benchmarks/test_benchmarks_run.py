@@ -4,8 +4,8 @@ import json
 import subprocess
 import sys
 
-import measure
 import pytest
+import sides
 
 pytest.importorskip("peft", reason="the peers are not installed")
 run = pytest.importorskip("run")
@@ -20,23 +20,22 @@ def test_all_sides_compute_the_same(name):
     for side in benchmark.sides.values():
         with side(benchmark.tiny) as step:
             told.append([fact for _ in range(3) for fact in benchmark.facts(step())])
-    told = [facts for facts in told if facts]
-    assert len(told) > 1
-    for facts in told[1:]:
-        assert facts == pytest.approx(told[0], rel=measure.AGREE)
+    assert sum(map(bool, told)) > 1  # the floors and peaks of the machine report nothing
+    assert sides.facts_agree(told)
 
 
 def test_a_side_that_computes_something_else_is_noticed():
-    assert measure.facts_agree([[1.0, 2.0], [], [1.0, 2.0001]])
-    assert not measure.facts_agree([[1.0, 2.0], [], [1.0, 2.1]])
-    assert not measure.facts_agree([[1.0, 2.0], [1.0]])
+    assert sides.facts_agree([[1.0, 2.0], [], [1.0, 2.0001]])
+    assert not sides.facts_agree([[1.0, 2.0], [], [1.0, 2.1]])
+    assert not sides.facts_agree([[1.0, 2.0], [1.0]])
+    assert not sides.facts_agree([[50000], [50001]])  # a token id is right or wrong
 
 
 def test_the_whole_script(tmp_path):
     """Processes, turns, table and file."""
     file = tmp_path / "out.json"
-    command = [sys.executable, measure.RUN, "--tiny", "--rounds", "2", "--only", "training-step", "--json", file]
-    done = subprocess.run(command, env=measure.environment(), text=True, capture_output=True)
+    command = [sys.executable, sides.RUN, "--tiny", "--rounds", "2", "--only", "training-step", "--json", file]
+    done = subprocess.run(command, env=sides.environment(), text=True, capture_output=True)
     assert done.returncode == 0, done.stderr
     (result,) = json.loads(file.read_text())["benchmarks"]
     assert result["sides_agree"]

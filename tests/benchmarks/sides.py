@@ -55,6 +55,7 @@ class Benchmark:
     facts: Callable[[Any], list] = lambda result: []  # of what step() returns; compared where not empty
     steps: dict[str, int] = field(default_factory=dict)  # a round's steps of a side, where not 3
     parts: Callable[[Any], int] = lambda size: 1  # times are shown per part (a token) of a step
+    memory: bool = True  # False where the work is done in processes of its own: this one's size says nothing
 
 
 def ratio(a, b, key="seconds"):
@@ -163,16 +164,14 @@ def compare(benchmark, rounds=4, tiny=False):
     aims = [{"what": aim.what, "value": aim.value(results), "limit": aim.limit} for aim in benchmark.aims]
     agree = facts_agree([result["facts"] for result in results.values()])
     return {"name": benchmark.name, "title": benchmark.title, "tiny": tiny, "parts": parts, "sides": results,
-            "aims": aims, "sides_agree": agree}  # fmt: skip
+            "aims": aims, "sides_agree": agree, "memory": benchmark.memory}  # fmt: skip
 
 
 def facts_agree(facts):
-    """Whether all sides that report anything report the same numbers, to rounding."""
+    """Whether all sides that report anything report the same numbers: floats to rounding, token ids exactly."""
     first, *others = [told for told in facts if told] or [[]]
-    return all(
-        len(told) == len(first) and all(abs(a - b) <= AGREE * abs(b) for a, b in zip(told, first, strict=True))
-        for told in others
-    )
+    same = lambda a, b: a == b if isinstance(b, int) else abs(a - b) <= AGREE * abs(b)
+    return all(len(told) == len(first) and all(map(same, told, first)) for told in others)
 
 
 def markdown(results):
@@ -184,7 +183,7 @@ def markdown(results):
         for side, told in result["sides"].items():
             times = [told["seconds"], min(told["all_seconds"]), max(told["all_seconds"])]
             median, least, most = (1000 * seconds / result["parts"] for seconds in times)
-            memory = f"{told['peak_mb']:,.0f} ({told['loaded_mb']:,.0f})"
+            memory = f"{told['peak_mb']:,.0f} ({told['loaded_mb']:,.0f})" if result["memory"] else ""
             lines.append(f"| {title} | {side} | {median:,.1f} ms | {least:,.1f}–{most:,.1f} | {memory} | | |")
             title = ""
         for aim in result["aims"]:
