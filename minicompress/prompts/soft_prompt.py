@@ -45,7 +45,9 @@ class SoftPrompt:
                 raise ValueError(
                     f"its slots have shape {list(slots.shape)}; at least one row of finite numbers is needed"
                 )
-            return cls(slots, carrier, placing, json.loads(metadata["provenance"]))
+            if not isinstance(provenance := json.loads(metadata["provenance"]), dict):
+                raise ValueError("its provenance is no JSON object")
+            return cls(slots, carrier, placing, provenance)
         except (SafetensorError, KeyError, ValueError, TypeError) as reason:
             raise ValueError(f"{path} is not a soft prompt of this program: {reason}") from None
 

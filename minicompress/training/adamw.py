@@ -38,10 +38,11 @@ def adamw_step(params, grads, state, lr, betas=(0.9, 0.999), eps=1e-8, weight_de
 def clip_by_global_norm(grads, limit):
     """Scales all grads in place so that their joint length is at most `limit`; returns the length before.
 
-    The norm is taken over the whole tree: clipping tensor by tensor would change the direction.
+    The norm is taken over the whole tree: clipping tensor by tensor would change the direction. It is
+    summed in the names' order, not the dict's: a tree that comes back from a file may have another.
     Raises FloatingPointError where it is not finite, before anything could reach the weights.
     """
-    norm = math.sqrt(float(sum((g * g).sum(dtype=np.float64) for g in flatten(grads).values())))
+    norm = math.sqrt(float(sum((g * g).sum(dtype=np.float64) for _, g in sorted(flatten(grads).items()))))
     if not math.isfinite(norm):
         raise FloatingPointError("a gradient is not finite; lower the learning rate")
     if norm > limit:

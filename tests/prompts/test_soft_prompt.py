@@ -82,6 +82,7 @@ def test_a_prompt_cut_short_is_refused(kept, tmp_path):
         ({"positions": None}, "positions"),
         ({"provenance": None}, "provenance"),
         ({"provenance": "{"}, ""),
+        ({"provenance": "[]"}, "its provenance is no JSON object"),
     ],
     ids=str,
 )
