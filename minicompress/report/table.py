@@ -22,7 +22,9 @@ def evaluation_table(result):
     from rich.table import Table
 
     title = f"{result['queries']} held-out queries; KL from the full context, in bits per token"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table = Table(
+        title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True
+    )
     table.add_column("before the question", no_wrap=True)
     for heading in ("length", "KL", "95%", "gap closed", "top-1", "recall"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -31,14 +33,12 @@ def evaluation_table(result):
             continue
         row = result["rows"][name]
         gap, interval = row["gap_closed"], row["gap_closed_interval"]
-        span = (
-            f" ({100 * interval[0]:.0f} to {100 * interval[1]:.0f})"
-            if interval and name not in ("none", "full")
-            else ""
-        )
+        wanted = interval and name not in ("none", "full") and interval[0] > -10  # else too long for the line
+        span = f" ({100 * interval[0]:.0f} to {100 * interval[1]:.0f})" if wanted else ""
+        shown = number(gap, ".0%" if gap is not None and gap <= -1 else ".1%") + span
         table.add_row(
             label.format(k=result["slots"]), str(row["positions"]), f"{max(row['kl'], 0):.3f}", f"{row['kl_p95']:.2f}",
-            number(gap, ".1%") + span, f"{row['top1_agreement']:.1%}", number(row["recall"], ".1%"),
+            shown, f"{row['top1_agreement']:.1%}", number(row["recall"], ".1%"),
             style="bold green" if name == "sigma" else None,
         )  # fmt: skip
     return table
