@@ -3,15 +3,21 @@
 import pytest
 
 import generating
+import outer_checks
 import table_by_hand
 import tracing
 from minicompress.compression import queries, teacher
 from minicompress.evaluation import baselines, metrics
 from minicompress.gpt2 import generate, prefix
+from minicompress.prompts import initialise, soft_prompt
+from minicompress.training import adamw
 from minicompress.verification import trace
 from test_planted_bugs import Bug, plant
 
 CHECKS = generating.CHECKS | tracing.CHECKS | table_by_hand.CHECKS
+CHECKS |= {"spacing": outer_checks.spacing_error, "vocabulary": outer_checks.vocabulary_error,
+           "unusable slots": outer_checks.refusal_error, "interval": outer_checks.gap_interval_error,
+           "costs": outer_checks.costs_error, "adamw": outer_checks.adamw_error}  # fmt: skip
 BUGS = [
     # generation
     Bug("new tokens not moved on by the prefix", "generation after slots", generate.generate,
@@ -76,6 +82,25 @@ BUGS = [
         "embed_backward(dx, params, ids, grads, P)", "embed_backward(dx, params, ids, grads)"),
     Bug("the slots' way through the weights is left out", "trace, gradient of the weights", trace.run_both_ways,
         "backward(dread, back_slots, dpast, grads)", "backward(dread, back_slots, dpast)"),
+    # prompts, training, costs
+    Bug("the text's last token is never picked", "spacing", initialise.from_tokens,
+        "np.linspace(0, len(ids) - 1, slots)", "np.linspace(0, len(ids) - 1, slots, endpoint=False)"),
+    Bug("the first tokens instead of evenly spaced ones", "spacing", initialise.from_tokens,
+        "np.linspace(0, len(ids) - 1, slots)", "np.arange(slots)"),
+    Bug("words drawn twice", "vocabulary", initialise.from_vocabulary,
+        "replace=slots > len(wte)", "replace=True"),
+    Bug("slots that are not numbers are taken", "unusable slots", soft_prompt.SoftPrompt,
+        " or not np.isfinite(slots).all()", ""),
+    Bug("places drawn again instead of queries", "interval", metrics.gap_closed,
+        "size=(draws, len(sums))", "size=(draws, 20 * len(sums))"),
+    Bug("keys without values are counted", "costs", baselines.costs,
+        "2 * config.n_layer", "config.n_layer"),
+    Bug("paid back as if slots were free to read", "costs", baselines.costs,
+        "run.seconds / (full - sigma)", "run.seconds / full"),
+    Bug("decay goes through the moments", "adamw", adamw.adamw_step,
+        "m *= b1\n", "m *= b1; g = g + weight_decay * p\n"),
+    Bug("the first moment is not corrected", "adamw", adamw.adamw_step,
+        "lr / (1 - b1**t)", "lr"),
     # the table
     Bug("the last tokens called the first", "table", baselines.prefixes,
         "run.ids[:k]", "run.ids[-k:]"),
