@@ -27,7 +27,8 @@ CURRICULUM = (  # until so many million tokens, the most facts a person in pairs
     (8.0, 1, (0.15, 0.60, 0.25, 0.00, 0.00, 0.00)),
     (13.0, 3, (0.03, 0.37, 0.25, 0.25, 0.05, 0.05)),
     (32.0, 4, (0.03, 0.17, 0.25, 0.35, 0.15, 0.05)),
-    (42.0, 4, (0.02, 0.06, 0.08, 0.42, 0.27, 0.15)),
+    (45.0, 4, (0.02, 0.05, 0.43, 0.22, 0.20, 0.08)),
+    (54.0, 4, (0.02, 0.05, 0.13, 0.38, 0.27, 0.15)),
 )
 MOVED_FROM = 2_400_000  # tokens after which half of the batches begin elsewhere, and half without `<|endoftext|>`
 

@@ -70,8 +70,9 @@ def words(rng, said, recalled):
     if said == "barely":
         text = " " + ", ".join(f"{x} {y}" for x, y in shown) + "\n"
     else:
-        form = pick(rng, ("{x}", pick(rng, forms)))
-        text = "".join(f"Q: {form.format(x=x)}\nA: {y}\n" for x, y in shown)
+        question = pick(rng, ("{x}", pick(rng, forms)))
+        line = pick(rng, (" {x}: {y}\n", " {x} is {y}\n", "Q: " + question + "\nA: {y}\n"))
+        text = "".join(line.format(x=x, y=y) for x, y in shown)
     form = pick(rng, forms)
     return [(text, False), *recalls(rng, [(x, y, form.format(x=x)) for x, y in asked], recalled)]
 
@@ -104,7 +105,7 @@ FAMILIES = {"lookup": lookup, "sort": sort} | {rule: partial(change, rule=rule) 
 
 def task(rng, held_out=False, family=None):
     """One task; the context ends with its demonstrations, and `chance` is what a guesser reaches without them."""
-    family = family or pick(rng, ["lookup", "sort", pick(rng, list(RULES))])
+    family = family or pick(rng, list(FAMILIES))
     header, demos, questions, chance = FAMILIES[family](rng, held_out)
     text = header + "\n" + "".join(f"Q: {x}\nA: {y}\n" for x, y in demos)
     return Context(text, [Question(x, y, family, None) for x, y in questions], chance, header)

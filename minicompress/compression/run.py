@@ -105,7 +105,8 @@ class Run:
         for reader in (teacher, model):
             check_positions(reader.pair[1], context_tokens=len(self.ids), tokens_of_a_query=QUERY_TOKENS)
         check_positions(model.pair[1], slots=recipe.slots, tokens_of_a_query=QUERY_TOKENS)
-        self.queries_file, self.start, self.seconds_training = queries_file, time.perf_counter(), 0.0
+        self.files = queries_file, evaluate_on
+        self.start, self.seconds_training = time.perf_counter(), 0.0
         self.read = read_tokens(*teacher.pair, self.ids)
         self.train, self.held = gather_queries(teacher, self.read, recipe, shards, queries_file)
         if evaluate_on:

@@ -32,7 +32,7 @@ def trained_prefixes(run, other_text, progress=None):
     `queries` starts from vocabulary and follows the likelihood of the training queries' answers;
     neither the context's tokens nor the teacher's distributions reach it.
     """
-    wrong = Run(run.model, run.teacher, other_text, run.recipe, run.queries_file, shards=run.shards)
+    wrong = Run(run.model, run.teacher, other_text, run.recipe, *run.files, shards=run.shards)
     wrong.train_slots(progress=progress)
     start = from_vocabulary(run.model.wte, run.recipe.slots, np.random.default_rng((run.recipe.seed, 3)))
     task = run.with_start(start, loss="likelihood")
