@@ -62,13 +62,13 @@ def shared(d, x):
 def softmax(x):
     """exp(x) / Σ exp(x) over the last axis; the maximum is taken off first, so nothing overflows."""
     x = x - x.real.max(-1, keepdims=True)
-    x = array_module(x).exp(x)
+    array_module(x).exp(x, out=x)
     x /= x.sum(-1, keepdims=True)
     return x
 
 
 def softmax_backward(dprobs, probs):
     """dx = p (dp - Σ p dp): a softmax cannot tell x from x + constant, so dx sums to zero."""
-    dx = dprobs * probs
-    dx -= probs * dx.sum(-1, keepdims=True)
+    dx = dprobs - array_module(probs).einsum("...s,...s->...", dprobs, probs)[..., None]
+    dx *= probs
     return dx

@@ -22,18 +22,19 @@ def gelu(x):
 
 
 def gelu_backward(dout, x):
-    """With t = tanh(u(x)): dx = dout (1 + t + x (1 - t²) u') / 2."""
-    square = x * x
-    inner = square * (CUBE * ROOT)
-    inner += ROOT
-    inner *= x
-    t = array_module(x).tanh(inner)
-    square *= 3 * CUBE * ROOT
-    square += ROOT  # u'
-    square *= x
-    square *= 1 - t * t
-    square += t
-    square += 1
-    square *= dout
-    square *= 0.5
-    return square
+    """With t = tanh(u(x)): dx = dout (1 + t + x (1 - t²) u') / 2 = dout (1 + t) (1 + x (1 - t) u') / 2."""
+    t = x * x
+    dx = t * (3 * CUBE * ROOT)
+    dx += ROOT  # u'
+    t *= CUBE * ROOT
+    t += ROOT
+    t *= x
+    array_module(x).tanh(t, out=t)
+    dx *= x
+    dx *= 1 - t
+    dx += 1
+    t += 1
+    dx *= t
+    dx *= dout
+    dx *= 0.5
+    return dx
