@@ -109,7 +109,7 @@ def language_model_errors(oracle=complex_step, config=TINY, offset=3, n=2):
 def prompt_file_error(dtype=np.float32):
     """1 where slots, their dtype or where they came from are not what was saved."""
     slots = (np.random.default_rng(0).standard_normal((4, 6)) / 3).astype(dtype)
-    slots[0, :3] = -0.0, np.finfo(dtype).tiny, np.finfo(dtype).max
+    slots[0, :3] = -0.0, np.finfo(dtype).tiny, np.finfo(dtype).eps
     prompt = SoftPrompt(slots, provenance={"model": "0" * 16, "steps": 3})
     with tempfile.TemporaryDirectory() as folder:
         prompt.save(Path(folder) / "p")

@@ -134,8 +134,8 @@ def plant(bug, monkeypatch):
     """Puts the edited function where the real one is, in every module that holds it."""
     source = inspect.getsource(bug.function)
     assert source.count(bug.old) == 1, f"{bug.old!r} is not once in {bug.function.__name__}: rewrite this plant"
-    name, scope = bug.function.__name__, dict(vars(sys.modules[bug.function.__module__]))
-    exec(source.replace(bug.old, bug.new), scope)
+    name, scope = bug.function.__name__, {}
+    exec(source.replace(bug.old, bug.new), vars(sys.modules[bug.function.__module__]), scope)
     for module in list(sys.modules.values()):
         if vars(module).get(name) is bug.function:
             monkeypatch.setattr(module, name, scope[name])
