@@ -75,5 +75,6 @@ def gap_closed(none, sigma, rng, draws=2000):
     if len(sums) == 1:
         return gap, None
     resampled = sums[rng.integers(len(sums), size=(draws, len(sums)))].sum(1)  # (draws, 2)
+    resampled = resampled[resampled[:, 0] > 0]  # all of its queries may need no context
     ratios = 1 - resampled[:, 1] / resampled[:, 0]
     return gap, [float(q) for q in np.quantile(ratios, [0.025, 0.975])]
