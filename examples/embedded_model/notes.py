@@ -95,6 +95,7 @@ KINDS = {
 HEADERS = ("Notes:", "Some notes:", "Notes about {names}:", "What we know about {names}:", "Facts about {names}:", "")
 CALLED = {"place": "city", "colour": "favourite colour", "food": "favourite food", "music": "instrument", "drink": "favourite drink"}
 OF_ANY_KIND = ("What is {n}'s {k}?", "What is the {k} of {n}?", "Which {k} does {n} have?", "{n}'s {k}?", "Say the {k} of {n}.",
+               "What {k} does {n} have?", "Do you know the {k} of {n}?", "And {n}'s {k}?", "Tell us what {k} {n} has.", "For {n}, what is the {k}?",
                HELD, "Which is the {k} of {n}?")
 JOINED = ("{n}, who {a}, {b}", "{n} {a} and {b}", "{n} {a}, and {n} also {b}", HELD, "{n}, who {a}, also {b}")
 OPENERS = ("As everybody knows,", "It is said that", "These days", "In fact,", "According to a friend,", "We also know that",
@@ -171,7 +172,7 @@ def list_names(names):
 
 def ask(rng, fact, held_out=False):
     name, kind, value = fact
-    form = pick(rng, OF_ANY_KIND if rng.random() < 0.4 else KINDS[kind].questions, held_out)
+    form = pick(rng, OF_ANY_KIND if rng.random() < 0.5 else KINDS[kind].questions, held_out)
     return Question(form.format(n=name, k=CALLED.get(kind, kind)), value, kind, name)
 
 

@@ -81,8 +81,6 @@ CHANGE_HEADERS = ("Do the same to every line.", "Change the words like this.", "
 RULES = {
     "repeat": lambda words, made: words + words,
     "swap": lambda words, made: words[::-1],
-    "first": lambda words, made: words[:1],
-    "last": lambda words, made: words[-1:],
     "before": lambda words, made: [made] + words,
     "after": lambda words, made: words + [made],
 }
