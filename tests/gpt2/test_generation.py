@@ -1,6 +1,7 @@
 """Writing with a cache equals reading everything anew; sampling is what its definition says, and a seed decides it."""
 
 from itertools import product
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from generating import CHECKS, FRONTS, LOGITS, RAGGED, distribution, generation_error, in_front, watched
 from helpers import TINY, random_params
 from minicompress.arrays import to_host
+from minicompress.gpt2 import forward
 from minicompress.gpt2.generate import generate, sample
 from minicompress.gpt2.prefix import read_tokens
 from minicompress.trees import tree_map
@@ -78,6 +80,14 @@ def test_other_devices_write_the_same(xp, model):
     assert tokens == here and relative_error(to_host(their_seen), seen) <= 1e-12
 
 
+def test_float32_stays_float32(model):
+    """Also in the memory of keys and values, behind a prefix, and as closely as its digits allow."""
+    _, seen = watched(model, RAGGED, 6, read_tokens(*model, [1, 2, 3]))
+    small = tree_map(lambda w: w.astype(np.float32), model[0]), TINY
+    _, found = watched(small, RAGGED, 6, read_tokens(*small, [1, 2, 3]))
+    assert found.dtype == np.float32 and relative_error(found, seen) <= 1e-5
+
+
 # Where rows end.
 
 
@@ -100,9 +110,13 @@ def test_a_row_does_not_depend_on_when_the_others_end(temperature, model):
     assert written(lambda row, new: row != 2 and len(new) == 2)[2] == written()[2]
 
 
-def test_nothing_more_is_read_once_all_rows_have_ended(model):
-    _, seen = watched(model, RAGGED, 8, stop=lambda row, new: len(new) == 3)
-    assert len(seen) == 3
+@pytest.mark.parametrize("stop, reads", [(None, [5, 1, 1, 1, 1, 1]), (lambda row, new: len(new) == 3, [5, 1, 1])], ids=["full", "stopped"])
+def test_the_text_is_read_at_once_then_each_token_but_the_last(stop, reads, model):
+    """Nothing more is read once all rows have ended, and nothing is kept for a backward."""
+    with mock.patch("minicompress.gpt2.generate.forward", wraps=forward) as read:
+        generate(*model, RAGGED, 6, stop=stop)
+    assert [call.args[2].shape[1] for call in read.call_args_list] == reads
+    assert {call.kwargs["keep"] for call in read.call_args_list} == {"nothing"}
 
 
 def test_no_steps_write_nothing(model):
@@ -163,6 +177,13 @@ def test_the_nucleus_is_the_fewest_that_reach_p(top_p, kept, rng):
     """Probabilities 1/2, 1/4, 1/4: a mass that reaches p exactly is enough; of equals, the first is taken."""
     logits = np.log(np.array([2.0, 1.0, 1.0]))
     assert set(sample(np.tile(logits, (2000, 1)), rng, 1.0, top_p=top_p).tolist()) == kept
+
+
+def test_of_many_equals_the_first_make_the_nucleus(rng):
+    """Weights of 1 and 3 mixed among 256 tokens: a sort that is not stable takes others of the 3s."""
+    weights = rng.choice([1.0, 3.0], 256)
+    found = set(sample(np.tile(np.log(weights), (4000, 1)), rng, 1.0, top_p=95.5 / weights.sum()).tolist())
+    assert found == set(np.flatnonzero(weights == 3)[:32].tolist())  # 31 of them weigh less than 95.5
 
 
 @pytest.mark.parametrize("top_k, kept", [(1, {0, 1, 3}), (3, {0, 1, 3}), (4, {0, 1, 2, 3, 5})])
