@@ -7,7 +7,7 @@ from unittest import mock
 import numpy as np
 
 from helpers import TINY, random_params
-from minicompress.gpt2 import forward, generate, logits
+from minicompress.gpt2 import forward, generate
 from minicompress.gpt2.model import positions
 from minicompress.gpt2.prefix import Prefix, read_slots, read_tokens
 from minicompress.verification.oracles import relative_error
@@ -40,7 +40,7 @@ def read_at_once(params, config, front, ids, watch=None):
     """One row behind front (P, C), without a past and without padding -> logits (P + T, V), and the cache."""
     x = np.concatenate([front, params["wte"]["weight"][ids]]) + positions(params, len(front) + len(ids))
     hidden, _, cache = forward(params, config, x[None], watch=watch)
-    return logits(params, hidden)[0], cache
+    return hidden[0] @ params.get("lm_head", params["wte"])["weight"].T, cache
 
 
 def written_anew(model, row, steps, front):
@@ -64,10 +64,10 @@ def watched(model, rows, steps, prefix=None, **options):
         return generate.generate(*model, rows, steps, prefix, **options), np.array(seen)
 
 
-def generation_error(kind, rows=RAGGED, steps=8, seed=0):
+def generation_error(kind, rows=RAGGED, steps=8, seed=0, config=TINY):
     """A ragged batch with a cache against each row alone without one: 1 where a token differs, else of the logits."""
     rng = np.random.default_rng(seed)
-    model = random_params(TINY, rng), TINY
+    model = random_params(config, rng), config
     front, prefix = in_front(kind, model, rng)
     new, seen = watched(model, rows, steps, prefix)
     alone, truth = zip(*[written_anew(model, row, steps, front) for row in rows], strict=True)

@@ -13,6 +13,7 @@ from minicompress.verification.oracles import complex_step, relative_error
 from minicompress.verification.trace import trace
 
 TEACHER = Config(vocab_size=17, n_positions=24, n_embd=8, n_layer=1, n_head=2)
+UNTIED = Config(vocab_size=17, n_positions=24, n_embd=8, n_layer=1, n_head=2, n_inner=5, tie_word_embeddings=False)
 
 
 @dataclass
@@ -25,13 +26,14 @@ class Case:
     rows: list = field(default_factory=lambda: [[3, 1, 4, 1, 5], [9], [2, 6, 5]])
     labels: list | None = field(default_factory=lambda: [[3, -100, 8, 1, -100], [7], [-100, 6, 2]])
     seed: int = 0
+    config: Config = TINY
 
     def __post_init__(self):
         self.rng = rng = np.random.default_rng(self.seed)
-        self.model = random_params(TINY, rng), TINY
+        self.model = random_params(self.config, rng), self.config
         self.teacher = None if self.own_teacher else (random_params(TEACHER, rng), TEACHER)
         self.context = rng.integers(17, size=6).tolist() if self.loss == "kl" else None
-        self.prompt = rng.standard_normal((self.slots, TINY.n_embd)) if self.slots else None
+        self.prompt = rng.standard_normal((self.slots, self.config.n_embd)) if self.slots else None
 
     @cached_property
     def traced(self):
@@ -76,7 +78,7 @@ class Case:
     def loss_of(self, front=None, params=None):
         """The mean loss over the scored places, as an array (1,); complex where front or params are."""
         front, params = self.front if front is None else front, params or self.model[0]
-        read = [read_at_once(params, TINY, front, row)[0] for row in self.rows]
+        read = [read_at_once(params, self.config, front, row)[0] for row in self.rows]
         ours = [log_probabilities(read[b][self.slots + t - 1]) for b, t, _ in self.places]
         if self.loss == "ce":
             losses = [-logp[y] for logp, (_, _, y) in zip(ours, self.places, strict=True)]

@@ -1,5 +1,6 @@
 """Writing with a cache equals reading everything anew; sampling is what its definition says, and a seed decides it."""
 
+from dataclasses import replace
 from itertools import product
 from unittest import mock
 
@@ -48,6 +49,11 @@ def test_every_check_passes_on_the_real_source(check):
 )
 def test_rows_of_any_lengths_with_a_cache_equal_each_alone_without(kind, rows, steps, seed):
     assert generation_error(kind, rows, steps, seed) <= 1e-12
+
+
+@pytest.mark.parametrize("kind", FRONTS)
+def test_a_head_of_its_own(kind):
+    assert generation_error(kind, config=replace(TINY, n_inner=5, tie_word_embeddings=False)) <= 1e-12
 
 
 @pytest.mark.parametrize("kind", FRONTS)

@@ -17,7 +17,7 @@ from minicompress.gpt2.init import shapes
 from minicompress.trees import tree_map
 from minicompress.verification.oracles import central_difference, relative_error
 from minicompress.verification.trace import trace
-from tracing import CHECKS, Case, forward_error, loss_error, prompt_error, weight_errors
+from tracing import CHECKS, UNTIED, Case, forward_error, loss_error, prompt_error, weight_errors
 
 each_loss = pytest.mark.parametrize("loss", ["ce", "kl"])
 each_prompt = pytest.mark.parametrize("slots", [0, 1, 4])
@@ -158,6 +158,16 @@ def test_the_gradient_of_the_prompt(slots, loss, own_teacher):
 def test_the_gradient_of_every_weight(slots, loss):
     errors = weight_errors(slots=slots, loss=loss, seed=1)
     assert errors.keys() == shapes(TINY).keys() and max(errors.values()) <= 1e-12, errors
+
+
+@each_loss
+@each_prompt
+def test_a_head_of_its_own(slots, loss):
+    """With an untied head, and an MLP of another width: every tensor, the loss and every gradient."""
+    options = {"slots": slots, "loss": loss, "config": UNTIED}
+    assert max(forward_error(**options), loss_error(**options)) <= 1e-13
+    errors = weight_errors(**options)
+    assert "lm_head.weight" in errors and errors.keys() == shapes(UNTIED).keys() and max(errors.values()) <= 1e-12, errors
 
 
 def test_finite_differences_of_a_few_weights():
