@@ -6,7 +6,7 @@ from peer_models import SHAPES, peer, to_numpy, torch, transformers, tree_of
 
 from generating import distribution
 from minicompress.gpt2.generate import generate
-from minicompress.gpt2.prefix import read_slots
+from minicompress.gpt2.prefix import read_slots, read_tokens
 from minicompress.verification.oracles import relative_error
 
 peft = pytest.importorskip("peft", reason="the peers are not installed")
@@ -16,11 +16,14 @@ each_shape = pytest.mark.parametrize("config", SHAPES, ids=lambda c: f"{c.n_laye
 ROWS, STEPS = [[3, 1, 4, 1], [9], [2, 6]], 8
 
 
-def theirs(model, **options):
-    """Each row alone, so that nothing is padded, greedy to the last step."""
-    options = {"max_new_tokens": STEPS, "do_sample": False, "pad_token_id": 0} | options
-    rows = [model.generate(input_ids=torch.as_tensor([row]), **options)[0].tolist() for row in ROWS]
-    return [new[len(row) :] for new, row in zip(rows, ROWS, strict=True)]
+def theirs(model, read=ROWS, **options):
+    """Each row alone and with a mask of ones, for they take token 0 for padding; greedy to the last step."""
+    options, written = {"max_new_tokens": STEPS, "do_sample": False, "pad_token_id": 0} | options, []
+    for row in read:
+        ids = torch.as_tensor([row])
+        out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
+        written.append(out[0, len(row) :].tolist())
+    return written
 
 
 @each_model
@@ -28,6 +31,25 @@ def theirs(model, **options):
 def test_greedy(config, seed):
     model = peer(config, seed)
     assert generate(tree_of(model), config, ROWS, STEPS) == theirs(model)
+
+
+@each_shape
+def test_greedy_until_a_last_token(config):
+    """Their end of text is our stop: a row ends with that token, whatever the others do."""
+    model = peer(config, 0)
+    written = generate(tree_of(model), config, ROWS, STEPS)
+    last = written[0][1]
+    ended = generate(tree_of(model), config, ROWS, STEPS, stop=lambda row, new: new[-1] == last)
+    assert ended == theirs(model, eos_token_id=last) != written
+
+
+@each_shape
+def test_greedy_behind_a_text(config):
+    """A text read once for all rows, against the text and each row read by them."""
+    model, text = peer(config, 1), [7, 0, 5]
+    params = tree_of(model)
+    rows = generate(params, config, ROWS, STEPS, read_tokens(params, config, text))
+    assert rows == theirs(model, [text + row for row in ROWS])
 
 
 @each_model

@@ -40,7 +40,6 @@ def read_row(wrapped, model, row, P):
     return tensors | {f"attention.{i}": x[0, :, P:] for i, x in enumerate(out.attentions)}, out.logits[0]
 
 
-
 def losses_of(logits, P, labels, teacher=None):
     """The losses at one row's scored places; `teacher` are the logits of one that has read CONTEXT before the row."""
     logits = torch.cat([torch.zeros_like(logits[:1]), logits])[P : P + len(labels)]  # place t predicts token t
