@@ -82,6 +82,11 @@ def compress(
     commands.check_at_least(2, self_study=self_study)
     commands.check_at_least(1e-6, temperature=temperature, lr=lr)
     commands.check_out(out)
+    commands.check_words("--init", init)
+    if other and baselines != "all":
+        raise ValueError("--other is the text of a control, which is only trained with --baselines all")
+    if loss == "likelihood" and temperature != 1:
+        raise ValueError("--temperature softens distributions; --loss likelihood has none to soften")
     text = commands.read_text(context)
     student = commands.open_model(model, device)
     reader = commands.open_model(teacher, device) if teacher else student
@@ -92,12 +97,18 @@ def compress(
             run = Run(student, reader, text, recipe, queries, evaluate_on, shards)
         if resume and checkpoint.exists():
             run.resume(checkpoint)
+        elif resume or checkpoint.exists():
+            aside.print(
+                f"there is no {checkpoint}; starting afresh"
+                if resume
+                else f"{checkpoint} of an earlier run will be overwritten; --resume would have gone on from it"
+            )
         aside.print(f"{len(run.ids):,} tokens; {len(run.train)} queries to train on, {len(run.held)} held out")
         extra = train(run, checkpoint, (other or OTHER_CONTEXT) if baselines == "all" else None)
+        run.prompt().save(out)
+        checkpoint.unlink(missing_ok=True)
         with aside.status("evaluating on the held-out queries"):
             result = evaluate(run, extra)
-    run.prompt().save(out)
-    checkpoint.unlink(missing_ok=True)
     result |= summary(result) | {
         "steps": steps,
         "out": str(out),
@@ -143,12 +154,12 @@ def ask(
     as_json: Json = False,
 ) -> None:
     """Ask a soft PROMPT a QUESTION."""
+    commands.check_words("QUESTION", question)
     opened = commands.open_model(model, device)
     prefix = commands.prompt_prefix(opened, commands.open_prompt(prompt, opened))
     length = len(opened.tokenizer.encode(FORM.format(question=question)).ids)
     check_positions(opened.pair[1], slots=prefix.length, question_tokens=length, answer_tokens=1)
-    steps = min(32, opened.pair[1].n_positions - prefix.length - length)
-    answer = answer_greedily(opened.pair, opened.tokenizer, prefix, [question], steps)[0]
+    answer = answer_greedily(opened.pair, opened.tokenizer, prefix, [question])[0]
     show({"answer": answer}, as_json, answer)
 
 
@@ -171,6 +182,7 @@ def generate(
     """Continue TEXT."""
     import numpy as np
 
+    commands.check_words("TEXT", text)
     commands.check_at_least(0, seed=seed)
     commands.check_at_least(1, tokens=tokens, lines=lines, top_k=top_k)
     commands.check_at_least(1e-6, temperature=temperature or None, top_p=top_p)

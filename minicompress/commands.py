@@ -54,6 +54,14 @@ def check_choice(name, value, *allowed):
         raise ValueError(f"{name} is {value!r}; it can be {' or '.join(allowed)}")
 
 
+def check_words(name, text):
+    """Raises ValueError where an argument is not text: bytes of the command line that are no UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{name} is not UTF-8 text") from None
+
+
 def check_at_least(least, **options):
     """Raises ValueError where an option is smaller, infinite or not a number; an absent one, None, is fine."""
     for name, value in options.items():
@@ -102,7 +110,7 @@ def read_ids(path):
     """A parsed JSON list."""
     try:
         found = json.loads(read_text(path))
-    except json.JSONDecodeError as reason:
+    except (json.JSONDecodeError, RecursionError) as reason:
         raise ValueError(f"{path} is not JSON: {reason}") from None
     if not isinstance(found, list):
         raise ValueError(f"{path} holds a {type(found).__name__}; a list is needed")

@@ -28,7 +28,7 @@ CURRICULUM = (  # until so many million tokens, the most facts a person in pairs
     (13.0, 3, (0.03, 0.37, 0.25, 0.25, 0.05, 0.05)),
     (32.0, 4, (0.03, 0.17, 0.25, 0.35, 0.15, 0.05)),
     (38.0, 4, (0.02, 0.05, 0.43, 0.22, 0.20, 0.08)),
-    (53.0, 4, (0.02, 0.04, 0.06, 0.50, 0.24, 0.14)),
+    (49.0, 4, (0.02, 0.04, 0.06, 0.50, 0.24, 0.14)),
 )
 MOVED_FROM = 2_400_000  # tokens after which half of the batches begin elsewhere, and half without `<|endoftext|>`
 

@@ -67,7 +67,8 @@ def read_queries(lines, name):
             question, answer = record["question"], record.get("answer")
             if not isinstance(question, str) or not isinstance(answer, str | None):
                 raise TypeError("question and answer must be texts")
-        except (json.JSONDecodeError, KeyError, TypeError) as reason:
+            f"{question}{answer}".encode()  # half of a surrogate pair is JSON, but no text
+        except (ValueError, KeyError, TypeError, RecursionError) as reason:
             raise ValueError(f'{name}, line {number}: {reason}; write {{"question": "…", "answer": "…"}}') from None
         found.append((question, answer))
     if not found:
@@ -134,9 +135,10 @@ def self_study(model, tokenizer, prefix, count, rng, steps=48, temperature=1.0):
 
 
 def answer_greedily(model, tokenizer, prefix, questions, steps=32):
-    """The model's own answers to the questions, each up to its line end, as texts."""
+    """The model's own answers to the questions, each up to its line end or the last position, as texts."""
     rows = [tokenizer.encode(FORM.format(question=question)).ids for question in questions]
-    written = generate(*model, rows, steps, prefix, line_ends(tokenizer, 1))
+    room = model[1].n_positions - (prefix.length if prefix else 0) - max(map(len, rows))
+    written = generate(*model, rows, max(1, min(steps, room)), prefix, line_ends(tokenizer, 1))
     return [tokenizer.decode(new).split("\n")[0].strip() for new in written]
 
 

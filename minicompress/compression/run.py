@@ -118,10 +118,13 @@ class Run:
                 f"{len(self.train) + len(self.held)} queries are too few to train on some and hold out others"
             )
         longest = max(len(q.ids) for q in self.train + self.held)
-        check_positions(teacher.pair[1], context_tokens=len(self.ids), tokens_of_the_longest_query=longest)
+        for reader in (teacher, model):
+            check_positions(reader.pair[1], context_tokens=len(self.ids), tokens_of_the_longest_query=longest)
+        check_positions(model.pair[1], slots=recipe.slots, tokens_of_the_longest_query=longest)
         self.expects = Teacher(teacher.pair, self.read, self.train, shards, temperature=recipe.temperature)
         self.initial = initial_slots(model, self.ids, recipe)
         self.slots, self.state = self.initial.copy(), adamw_init({"slots": self.initial})
+        self.completed = self.snapshot()
 
     def facts(self):
         """What this run is, as far as its numbers depend on it."""
@@ -130,12 +133,12 @@ class Run:
 
     def train_slots(self, checkpoint=None, progress=None, every=50):
         """Trains to the last step; the checkpoint is kept up to date, also when interrupted."""
-
         recipe = self.recipe
         began = time.perf_counter() - self.seconds_training  # a resumed run goes on counting
 
         def on_step(step, loss, norm):
             self.seconds_training = time.perf_counter() - began
+            self.completed = self.snapshot()
             if progress:
                 progress(step, recipe.steps, loss)
             if checkpoint and step % every == 0:
@@ -151,22 +154,29 @@ class Run:
             raise
         self.seconds = time.perf_counter() - self.start
 
+    def snapshot(self):
+        """Slots, moments and step, copied: an interruption may come in the middle of an update."""
+        m, v = self.state["m"]["slots"], self.state["v"]["slots"]
+        return {"slots": self.slots.copy(), "m": m.copy(), "v": v.copy()}, self.state["step"]
+
     def save(self, checkpoint):
-        tree = {"slots": self.slots, "m": self.state["m"]["slots"], "v": self.state["v"]["slots"]}
+        """Writes the last completed step."""
+        tree, step = self.completed
         seconds = [time.perf_counter() - self.start, self.seconds_training]
         queries = [q.ids for q in self.train]
-        save_tree(checkpoint, tree, step=self.state["step"], seconds=seconds, train=queries, **self.facts())
+        save_tree(checkpoint, tree, step=step, seconds=seconds, train=queries, **self.facts())
 
     def resume(self, checkpoint):
         """Takes up the run whose checkpoint this is; raises ValueError where it was another run's."""
         tree, facts = load_tree(checkpoint)
         for name, ours in (self.facts() | {"train": [q.ids for q in self.train]}).items():
-            if facts[name] != ours:
+            if facts.get(name) != ours:
                 raise ValueError(
                     f"{checkpoint} belongs to a run with another {name}; leave out --resume to start afresh"
                 )
         self.slots, m, v = (place(tree[name], self.model.wte) for name in ("slots", "m", "v"))
         self.state = {"step": facts["step"], "m": {"slots": m}, "v": {"slots": v}}
+        self.completed = self.snapshot()
         spent, self.seconds_training = facts["seconds"]
         self.start -= spent
 
@@ -175,6 +185,7 @@ class Run:
         other = copy(self)
         other.recipe, other.initial, other.slots = replace(self.recipe, **changes), slots, slots.copy()
         other.state, other.start, other.seconds_training = adamw_init({"slots": slots}), time.perf_counter(), 0.0
+        other.completed = other.snapshot()
         return other
 
     def prompt(self):

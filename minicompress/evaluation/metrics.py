@@ -62,16 +62,16 @@ def recall(model, tokenizer, prefix, queries):
     return float(np.mean([ours == q.answer.strip() for ours, q in zip(given, known, strict=True)]))
 
 
-def gap_closed(none, sigma, rng, draws=2000):
-    """G = (KL_none - KL_σ) / KL_none, a ratio of means, and its 95% bootstrap interval over queries.
+def gap_closed(none, row, rng, draws=2000):
+    """G = (KL_none - KL_row) / KL_none, a ratio of means, and its 95% bootstrap interval over queries.
 
     None where no context costs almost nothing: there is then no gap. G may be negative. A single
     query has no interval.
     """
     if none.mean_kl < FLOOR:
         return None, None
-    gap = 1 - sigma.mean_kl / none.mean_kl
-    sums = np.array([(a.sum(), b.sum()) for a, b in zip(none.kl, sigma.kl, strict=True)])  # (Q, 2)
+    gap = 1 - row.mean_kl / none.mean_kl
+    sums = np.array([(a.sum(), b.sum()) for a, b in zip(none.kl, row.kl, strict=True)])  # (Q, 2)
     if len(sums) == 1:
         return gap, None
     resampled = sums[rng.integers(len(sums), size=(draws, len(sums)))].sum(1)  # (draws, 2)

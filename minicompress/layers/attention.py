@@ -20,8 +20,8 @@ def attention(q, k, v, past=None, key_mask=None):
     q = q * (1 / math.sqrt(q.shape[-1]))  # fewer numbers to scale than the scores
     scores = q @ k.swapaxes(-1, -2)  # (B, H, T, T)
     if T > 1:
-        later = xp.tri(T, dtype=bool)  # query t sees its own keys 0..t
-        scores = xp.where(later, scores, -math.inf)
+        seen = xp.tri(T, dtype=bool)  # query t sees its own keys 0..t
+        scores = xp.where(seen, scores, -math.inf)
     if past is not None:
         scores = xp.concatenate([q @ past[0].swapaxes(-1, -2), scores], axis=-1)  # (B, H, T, S)
     if key_mask is not None:

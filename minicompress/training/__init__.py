@@ -1,1 +1,1 @@
-"""Optimiser, schedule, shards over threads, the loop, and checkpoints that resume bit for bit."""
+"""Optimiser, schedules, shards over threads, the step of a whole model, and checkpoints that resume bit for bit."""

@@ -1,4 +1,4 @@
-"""AdamW on trees of arrays (Loshchilov & Hutter 2019, algorithm 2)."""
+"""AdamW on trees of arrays: Adam with decoupled decay (Loshchilov & Hutter 2019), decay times lr as in PyTorch."""
 
 import math
 

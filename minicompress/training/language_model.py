@@ -1,4 +1,4 @@
-"""A whole GPT-2 trained on tokens: the one place where every weight gets a gradient."""
+"""A whole GPT-2 trained on tokens: the one training step in which every weight gets a gradient."""
 
 import numpy as np
 

@@ -4,7 +4,7 @@ import math
 
 
 def warmup_cosine(step, steps, lr, warmup=0, final=0.0):
-    """Linear from 0 to lr over `warmup` steps, then half a cosine down to `final` * lr at `steps`."""
+    """Up to lr in `warmup` equal steps, then half a cosine down to `final` * lr at `steps`."""
     if step < warmup:
         return lr * (step + 1) / warmup
     progress = min(1.0, (step - warmup) / max(1, steps - warmup))

@@ -44,8 +44,8 @@ BUGS = [
     Bug("nats called bits", "score", metrics.score,
         "* BITS", "* 1"),
     Bug("the gap as a mean of ratios", "gap", metrics.gap_closed,
-        "1 - sigma.mean_kl / none.mean_kl",
-        "float(np.mean([1 - b.mean() / a.mean() for a, b in zip(none.kl, sigma.kl)]))"),
+        "1 - row.mean_kl / none.mean_kl",
+        "float(np.mean([1 - b.mean() / a.mean() for a, b in zip(none.kl, row.kl)]))"),
 ]  # fmt: skip
 
 
