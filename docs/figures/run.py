@@ -1,6 +1,7 @@
 """A real run of `compress` and `ask` as a picture for the README: what the terminal shows at the end."""
 
 import io
+import re
 import subprocess
 import sys
 import tempfile
@@ -32,7 +33,9 @@ def main():
             told = subprocess.run(program, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True,
                                   env={"COLUMNS": "100", "PYTHONPATH": str(EXAMPLES.parent)}).stdout  # fmt: skip
             screen.print(Text(told.replace(f"{folder}/", "")))
-    screen.save_svg(str(HERE / "run.svg"), title="minicompress")
+    svg = screen.export_svg(title="minicompress")
+    own_fonts = re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL)  # whatever monospace the reader has
+    (HERE / "run.svg").write_text(own_fonts.replace("Fira Code, monospace", "monospace"))
 
 
 if __name__ == "__main__":
