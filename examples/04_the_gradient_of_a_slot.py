@@ -26,5 +26,5 @@ def loss(slots):
 
 value, gradient = loss(slots)
 u = unit_direction(rng, slots.shape)
-rates = taylor_rates(lambda s: loss(s)[0], slots, u, gradient, h=1e-2)
+rates = taylor_rates(lambda s: loss(s)[0], slots, u, gradient, h=1e-3)
 print(f"loss {value:.4f}; halving the step, the remainder falls at rates", *(f"{r:.3f}" for r in rates))
