@@ -2,7 +2,7 @@
 
 With targets counted from the first token of a row, the state that predicts target t is the
 prefix's last state for t = 0 and the state after token t-1 for the others. That one shift is made
-here and nowhere else.
+here, and laid open once more in `verification/trace.py`, which shows every state.
 """
 
 from typing import Any, NamedTuple
