@@ -49,8 +49,8 @@ def main():
     args = parser.parse_args()
     model, results = open_model(args.model), []
     with Shards() as shards, tempfile.TemporaryDirectory() as folder:
-        for slots in args.slots:
-            for seed in range(args.seeds):
+        for seed in range(args.seeds):
+            for slots in args.slots:
                 for number, (kind, context) in enumerate(contexts(args.contexts, args.tasks)):
                     result = compress(model, context, Recipe(slots=slots, seed=seed, steps=args.steps), shards, folder)
                     full, sigma, none = (result["rows"][name] for name in ("full", "sigma", "none"))
