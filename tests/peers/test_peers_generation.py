@@ -55,6 +55,7 @@ def test_greedy_behind_a_text(config):
 @each_model
 @each_shape
 def test_greedy_behind_a_soft_prompt(config, seed):
+    """Theirs without a cache: with one, PEFT 0.21 on Transformers 5.24 reads all tokens anew behind it at every step."""
     model = peer(config, seed)
     params = tree_of(model)
     facts = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
@@ -63,7 +64,7 @@ def test_greedy_behind_a_soft_prompt(config, seed):
     with torch.no_grad():
         slots.normal_()
     prefix, _ = read_slots(params, config, to_numpy(slots))
-    assert generate(params, config, ROWS, STEPS, prefix) == theirs(tuned)
+    assert generate(params, config, ROWS, STEPS, prefix) == theirs(tuned, use_cache=False)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
