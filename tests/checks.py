@@ -5,6 +5,7 @@ Layers are reached through their modules, at the time of the call: a planted bug
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from helpers import (
 )
 from minicompress.gpt2 import Config, embed, forward, logits
 from minicompress.gpt2.model import positions
-from minicompress.layers import attention, embedding, gelu, layernorm, linear, losses
+from minicompress.layers import activations, attention, embedding, gelu, layernorm, linear, losses, lstm
 from minicompress.trees import unflatten
 from minicompress.verification.oracles import complex_step, relative_error
 
@@ -57,6 +58,28 @@ def gelu_case(rng, B, T, P, H, D):
         return {"x": gelu.gelu_backward(dout, gelu.gelu(i["x"])[1])}
 
     return {"x": 2 * normal(rng, B, T, D)}, f, gradients
+
+
+def relu_case(rng, B, T, P, H, D):
+    def gradients(i, dout):
+        return {"x": activations.relu_backward(dout, activations.relu(i["x"])[1])}
+
+    x = normal(rng, B, T, D)
+    x += 0.1 * np.sign(x)  # no finite difference crosses the bend
+    return {"x": x}, lambda i: activations.relu(i["x"])[0], gradients
+
+
+def tanh_case(rng, B, T, P, H, D):
+    def gradients(i, dout):
+        return {"x": activations.tanh_backward(dout, activations.tanh(i["x"])[1])}
+
+    return {"x": normal(rng, B, T, D)}, lambda i: activations.tanh(i["x"])[0], gradients
+
+
+def lstm_case(rng, B, T, P, H, D, reverse=False):
+    inputs = {"x": normal(rng, B, T, D), "weight_ih": normal(rng, 4 * H, D), "weight_hh": normal(rng, 4 * H, H)}
+    inputs |= {name: normal(rng, 4 * H) for name in ("bias_ih", "bias_hh")}
+    return inputs, *with_params(partial(lstm.lstm, reverse=reverse), lstm.lstm_backward)
 
 
 def embedding_case(rng, B, T, P, H, D):
@@ -147,6 +170,10 @@ LAYERS = {
     "linear without bias": linear_without_bias_case,
     "layernorm": layernorm_case,
     "gelu": gelu_case,
+    "relu": relu_case,
+    "tanh": tanh_case,
+    "lstm": lstm_case,
+    "lstm, reverse": variant(lstm_case, reverse=True),
     "embedding": embedding_case,
     "attention": attention_case,
     "attention, masked": variant(attention_case, masked=True),
@@ -230,6 +257,22 @@ def textbook_gelu(x):
     return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
+def textbook_lstm(x, weight_ih, weight_hh, bias_ih, bias_hh, reverse=False):
+    """One number after another, as the page of PyTorch's nn.LSTM has it."""
+    sigmoid = lambda z: 1 / (1 + math.exp(-z))
+    (B, T, _), h = x.shape, weight_hh.shape[1]
+    out = np.empty((B, T, h))
+    for b in range(B):
+        state, cell = np.zeros(h), np.zeros(h)
+        for t in range(T)[:: -1 if reverse else 1]:
+            i, f, g, o = np.split(weight_ih @ x[b, t] + bias_ih + weight_hh @ state + bias_hh, 4)
+            for n in range(h):
+                cell[n] = sigmoid(f[n]) * cell[n] + sigmoid(i[n]) * math.tanh(g[n])
+                state[n] = sigmoid(o[n]) * math.tanh(cell[n])
+            out[b, t] = state
+    return out
+
+
 def textbook_attention(q, k, v, past_k=None, past_v=None):
     """One query at a time: its weights over all keys up to its own, one after another."""
     B, H, T, D = q.shape
@@ -268,11 +311,13 @@ def definition_error(name):
     if name == "cross-entropy":
         x, targets = normal(rng, 8, 5), rng.integers(5, size=8)
         return relative_error(losses.cross_entropy(x, targets)[0], textbook_cross_entropy(x, targets))
-    textbook = {"layernorm": textbook_layernorm, "gelu": textbook_gelu}.get(name, textbook_attention)
-    return relative_error(f(inputs), textbook(**inputs))
+    return relative_error(f(inputs), TEXTBOOK.get(name, textbook_attention)(**inputs))
 
 
-DEFINED = ["layernorm", "gelu", "attention", "attention, shared past", "attention, past per row",
+TEXTBOOK = {"layernorm": textbook_layernorm, "gelu": textbook_gelu, "relu": lambda x: np.maximum(x, 0),
+            "tanh": lambda x: 1 - 2 / (np.exp(2 * x) + 1), "lstm": textbook_lstm,
+            "lstm, reverse": partial(textbook_lstm, reverse=True)}  # fmt: skip
+DEFINED = [*TEXTBOOK, "attention", "attention, shared past", "attention, past per row",
            "cross-entropy", "kl", "kl at T = 2"]  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from checks import LAYERS
 from helpers import TINY, prompt_step, random_ids, random_params, teacher_objective, token_objective, zeros_like
 from minicompress.arrays import to_host
 from minicompress.gpt2 import backward, embed, forward, logits
-from minicompress.layers import attention, gelu, layernorm, linear, losses
+from minicompress.layers import activations, attention, gelu, layernorm, linear, losses, lstm
 from minicompress.training.adamw import adamw_init, adamw_step
 from minicompress.trees import flatten, tree_map
 from minicompress.verification.oracles import relative_error
@@ -75,6 +75,21 @@ def test_layers(xp, rng):
         return {"out": out, "dx": linear.linear_backward(dy, cache_linear, grads["linear"]), **grads}
 
     both(xp, run, x, dout, weight, bias)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_lstm_and_its_bends(xp, reverse, rng):
+    inputs, *_ = LAYERS["lstm"](rng, 2, 4, 1, 3, 5)
+
+    def run(xp, x, *weights):
+        out, cache = lstm.lstm(x, *weights, reverse=reverse)
+        grads = zeros_like(dict(zip(list(inputs)[1:], weights, strict=True)))
+        bent, cache_tanh = activations.tanh(out)
+        cut, cache_relu = activations.relu(bent)
+        dout = activations.tanh_backward(activations.relu_backward(bent, cache_relu), cache_tanh)
+        return {"out": cut, "dx": lstm.lstm_backward(dout, cache, grads), **grads}
+
+    both(xp, run, *inputs.values())
 
 
 @pytest.mark.parametrize("past_rows", [0, 1, 2])
@@ -164,7 +179,8 @@ def test_adamw(xp, rng):
 def test_every_layer_has_been_here():
     """A new layer in checks.LAYERS should come to this file too."""
     kinds = {name.split(",")[0].split(" at ")[0].split(" without")[0] for name in LAYERS}
-    assert kinds == {"linear", "layernorm", "gelu", "embedding", "attention", "softmax", "cross-entropy", "kl"}
+    assert kinds == {"linear", "layernorm", "gelu", "relu", "tanh", "lstm", "embedding", "attention", "softmax",
+                     "cross-entropy", "kl"}  # fmt: skip
 
 
 def both(xp, run, *inputs, except_for=()):

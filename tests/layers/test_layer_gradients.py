@@ -9,14 +9,20 @@ from hypothesis import strategies as st
 
 from checks import LAYERS, layer_error
 from helpers import read_only, zeros_like
+from minicompress.layers.activations import relu, relu_backward, tanh, tanh_backward
 from minicompress.layers.attention import softmax_backward
 from minicompress.layers.embedding import embedding_backward
 from minicompress.layers.gelu import gelu, gelu_backward
 from minicompress.layers.layernorm import layernorm, layernorm_backward
 from minicompress.layers.linear import linear, linear_backward
+from minicompress.layers.lstm import lstm, lstm_backward
 from minicompress.verification.oracles import central_difference
 
-WITH_WEIGHTS = {"linear": (linear, linear_backward), "layernorm": (layernorm, layernorm_backward)}
+WITH_WEIGHTS = {
+    "linear": (linear, linear_backward),
+    "layernorm": (layernorm, layernorm_backward),
+    "lstm": (lstm, lstm_backward),
+}
 
 
 @pytest.mark.parametrize("T", [1, 4])
@@ -78,9 +84,14 @@ def test_backward_leaves_its_inputs_alone(rng):
     """Caches may be used twice, and a residual stream's gradient is used again: nothing is worked on in place."""
     dout = read_only({"d": rng.standard_normal((2, 3, 4))})["d"]
     x, weight, bias = read_only({"x": rng.standard_normal((2, 3, 4)), "w": np.ones(4), "b": np.ones(4)}).values()
+    recurrent = read_only({name: a for name, a in LAYERS["lstm"](rng, 2, 3, 1, 4, 4)[0].items() if name != "x"})
     for layer, layer_backward in [
         (lambda: layernorm(x, weight, bias), layernorm_backward),
         (lambda: gelu(x), gelu_backward),
+        (lambda: relu(x), relu_backward),
+        (lambda: tanh(x), tanh_backward),
+        (lambda: lstm(x, **recurrent), lstm_backward),
+        (lambda: lstm(x, **recurrent, reverse=True), lstm_backward),
         (lambda: linear(x, np.eye(4)), linear_backward),
         (lambda: (None, x), softmax_backward),
     ]:

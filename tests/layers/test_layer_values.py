@@ -10,6 +10,7 @@ from hypothesis.extra.numpy import arrays
 
 from checks import DEFINED, LAYERS, definition_error, layer_error
 from helpers import log_normalised
+from minicompress.layers.activations import relu, relu_backward
 from minicompress.layers.attention import attention, attention_backward, softmax
 from minicompress.layers.gelu import gelu
 from minicompress.layers.losses import (
@@ -19,6 +20,7 @@ from minicompress.layers.losses import (
     kl_divergence_backward,
     log_softmax,
 )
+from minicompress.layers.lstm import gates, lstm
 from minicompress.trees import tree_map
 from minicompress.verification.oracles import relative_error
 
@@ -51,6 +53,32 @@ def test_softmax_is_a_distribution_for_any_numbers(x):
 def test_gelu_at_the_ends():
     out, _ = gelu(np.array([-1e5, -10.0, 0.0, 10.0, 1e5]))
     assert np.array_equal(out, [0, 0, 0, 10, 1e5])
+
+
+def test_relu_at_its_bend():
+    """No slope at 0, as PyTorch; and what is not a number is not hidden."""
+    out, off = relu(np.array([-math.inf, -1.0, -0.0, 0.0, 2.0, math.inf, math.nan]))
+    assert np.array_equal(out, [0, 0, 0, 0, 2, math.inf, math.nan], equal_nan=True)
+    assert np.array_equal(relu_backward(np.full(7, 3.0), off), [0, 0, 0, 0, 3, 3, 3])
+
+
+def test_gates_at_the_ends():
+    i, f, g, o = gates(np.array([[-1e300, 0.0, 1e300, 1e4]]))
+    assert (i, f, g, o) == (0, 0.5, 1, 1)
+
+
+def test_reading_backwards_is_reading_the_steps_turned_round(rng):
+    inputs = LAYERS["lstm"](rng, 2, 5, 3, 4, 3)[0]
+    turned = lstm(**inputs | {"x": inputs["x"][:, ::-1]})[0][:, ::-1]
+    assert np.array_equal(lstm(**inputs, reverse=True)[0], turned)
+
+
+def test_a_step_knows_what_came_before_it_and_nothing_else(rng):
+    inputs = LAYERS["lstm"](rng, 2, 5, 3, 4, 3)[0]
+    out, _ = lstm(**inputs)
+    inputs["x"][:, 3] += 1
+    moved = (lstm(**inputs)[0] != out).any(-1)
+    assert np.array_equal(moved, [[False, False, False, True, True]] * 2)
 
 
 def test_attention_without_a_past_equals_a_past_that_the_mask_hides(rng):
