@@ -65,7 +65,7 @@ def relu_case(rng, B, T, P, H, D):
         return {"x": activations.relu_backward(dout, activations.relu(i["x"])[1])}
 
     x = normal(rng, B, T, D)
-    x += 0.1 * np.sign(x)  # no finite difference crosses the bend
+    x += 0.1 * np.sign(x)  # no finite difference crosses the corner
     return {"x": x}, lambda i: activations.relu(i["x"])[0], gradients
 
 

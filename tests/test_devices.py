@@ -78,16 +78,16 @@ def test_layers(xp, rng):
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-def test_lstm_and_its_bends(xp, reverse, rng):
+def test_lstm_and_activations(xp, reverse, rng):
     inputs, *_ = LAYERS["lstm"](rng, 2, 4, 1, 3, 5)
 
     def run(xp, x, *weights):
         out, cache = lstm.lstm(x, *weights, reverse=reverse)
         grads = zeros_like(dict(zip(list(inputs)[1:], weights, strict=True)))
-        bent, cache_tanh = activations.tanh(out)
-        cut, cache_relu = activations.relu(bent)
-        dout = activations.tanh_backward(activations.relu_backward(bent, cache_relu), cache_tanh)
-        return {"out": cut, "dx": lstm.lstm_backward(dout, cache, grads), **grads}
+        y, cache_tanh = activations.tanh(out)
+        z, cache_relu = activations.relu(y)
+        dout = activations.tanh_backward(activations.relu_backward(y, cache_relu), cache_tanh)
+        return {"out": z, "dx": lstm.lstm_backward(dout, cache, grads), **grads}
 
     both(xp, run, *inputs.values())
 

@@ -13,7 +13,7 @@ import pytest
 
 from checks import CHECKS
 from minicompress.gpt2 import block, head, model
-from minicompress.layers import attention, embedding, gelu, layernorm, linear, losses
+from minicompress.layers import activations, attention, embedding, gelu, layernorm, linear, losses, lstm
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,39 @@ BUGS = [
         "t * (3 * CUBE * ROOT)", "t * 0"),
     Bug("the inner derivative forgotten", "gradient of gelu", gelu.gelu_backward,
         "dx += ROOT  # u'", "dx = 1 + 0 * x"),
+    # ReLU, tanh, LSTM
+    Bug("ReLU's slope 1 everywhere", "gradient of relu", activations.relu_backward,
+        "array_module(dout).where(off, 0, dout)", "dout"),
+    Bug("negative numbers come through", "definition of relu", activations.relu,
+        "where(off, 0, x)", "where(off, 0.01 * x, x)"),
+    Bug("tanh's slope not squared", "gradient of tanh", activations.tanh_backward,
+        "out * out", "out"),
+    Bug("gates in another order", "definition of lstm", lstm.gates,
+        "i, f, g, o = z", "i, f, o, g = z"),
+    Bug("one of two biases forgotten", "definition of lstm", lstm.lstm,
+        "bias_ih + bias_hh", "bias_ih"),
+    Bug("the reverse direction reads onward", "definition of lstm, reverse", lstm.lstm,
+        "reversed(range(T)) if reverse else range(T)", "range(T)"),
+    Bug("the reverse direction's output not turned back", "definition of lstm, reverse", lstm.lstm,
+        "out[:, t] = state", "out[:, len(steps)] = state"),
+    Bug("steps backwards in the forward's order", "gradient of lstm", lstm.lstm_backward,
+        "reversed(steps)", "steps"),
+    Bug("the forget gate sees the new memory", "gradient of lstm", lstm.lstm_backward,
+        "dcell * cell_before", "dcell * (f * cell_before + i * g)"),
+    Bug("memory's gradient past the forget gate", "gradient of lstm", lstm.lstm_backward,
+        "dcell = dcell * f", "pass"),
+    Bug("memory's gradient cut after one step", "gradient of lstm", lstm.lstm_backward,
+        "dcell = dcell + dstate", "dcell = dstate"),
+    Bug("truncated: no gradient from step to step", "gradient of lstm", lstm.lstm_backward,
+        "dstate = dasked[:, t] @ weight_hh", "dstate = 0"),
+    Bug("tanh of the memory without its slope", "gradient of lstm, reverse", lstm.lstm_backward,
+        " * (1 - tanh_cell * tanh_cell)", ""),
+    Bug("the output gate's slope forgotten", "gradient of lstm", lstm.lstm_backward,
+        "do * o * (1 - o)", "do"),
+    Bug("hidden weights meet the step's own output", "gradient of lstm", lstm.lstm,
+        "(cache, steps, before, weight_hh)", "(cache, steps, out, weight_hh)"),
+    Bug("the second bias gets no gradient", "gradient of lstm", lstm.lstm_backward,
+        'grads["bias_hh"] += rows.sum(0)', "pass"),
     # linear, embedding
     Bug("the bias's gradient lost", "gradient of weights", linear.linear_backward,
         'if "bias" in grads', "if False"),

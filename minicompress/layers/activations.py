@@ -1,4 +1,4 @@
-"""ReLU and tanh, the bends of the small networks that make soft prompts. Any shape."""
+"""ReLU and tanh, for the small networks that make soft prompts. Any shape."""
 
 from minicompress.arrays import array_module
 

@@ -18,16 +18,16 @@ def lstm(x, weight_ih, weight_hh, bias_ih, bias_hh, reverse=False):
     """
     xp, (B, T, _), h = array_module(x), x.shape, weight_hh.shape[1]
     asked, cache = linear(x, weight_ih.T, bias_ih + bias_hh)  # (B, T, 4h): the input's part of all gates
-    out, before = xp.empty((2, B, T, h), asked.dtype)  # `before`: the out that each step found
+    out, before = xp.empty((2, B, T, h), asked.dtype)  # `before`: the out of the step before
     state = cell = xp.zeros((B, h), asked.dtype)
     steps = []
     for t in reversed(range(T)) if reverse else range(T):
         before[:, t] = state
         i, f, g, o = gates(asked[:, t] + state @ weight_hh.T)
-        found, cell = cell, f * cell + i * g
-        bent = xp.tanh(cell)
-        out[:, t] = state = o * bent
-        steps.append((t, i, f, g, o, found, bent))
+        cell_before, cell = cell, f * cell + i * g
+        tanh_cell = xp.tanh(cell)
+        out[:, t] = state = o * tanh_cell
+        steps.append((t, i, f, g, o, cell_before, tanh_cell))
     return out, (cache, steps, before, weight_hh)
 
 
@@ -40,10 +40,10 @@ def lstm_backward(dout, cache, grads=None):
     cache, steps, before, weight_hh = cache
     xp, (B, T, h) = array_module(dout), dout.shape
     dasked, dstate, dcell = xp.empty((B, T, 4 * h), dout.dtype), 0, 0
-    for t, i, f, g, o, found, bent in reversed(steps):
+    for t, i, f, g, o, cell_before, tanh_cell in reversed(steps):
         dstate = dout[:, t] + dstate
-        dcell = dcell + dstate * o * (1 - bent * bent)
-        di, df, dg, do = dcell * g, dcell * found, dcell * i, dstate * bent
+        dcell = dcell + dstate * o * (1 - tanh_cell * tanh_cell)
+        di, df, dg, do = dcell * g, dcell * cell_before, dcell * i, dstate * tanh_cell
         parts = [di * i * (1 - i), df * f * (1 - f), dg * (1 - g * g), do * o * (1 - o)]
         dasked[:, t] = xp.concatenate(parts, axis=-1)
         dcell = dcell * f

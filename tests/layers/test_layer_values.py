@@ -55,7 +55,7 @@ def test_gelu_at_the_ends():
     assert np.array_equal(out, [0, 0, 0, 10, 1e5])
 
 
-def test_relu_at_its_bend():
+def test_relu_at_its_corner():
     """No slope at 0, as PyTorch; and what is not a number is not hidden."""
     out, off = relu(np.array([-math.inf, -1.0, -0.0, 0.0, 2.0, math.inf, math.nan]))
     assert np.array_equal(out, [0, 0, 0, 0, 2, math.inf, math.nan], equal_nan=True)
