@@ -9,9 +9,10 @@ from pathlib import Path
 
 from weights_loader.checkpoint import load, model_hash, save
 from weights_loader.files import LoadError
-from weights_loader.peft import load_peft_prompt
+from weights_loader.peft import EMBEDDING_TYPES, KV_TYPES, PeftPrompt, load_peft_prompt, peft_config, save_peft_prompt
 from weights_loader.tokenizer import load_tokenizer
 
 EMBEDDED = Path(__file__).parent / "embedded"  # the folder of the model that comes with the package
 
-__all__ = ["EMBEDDED", "LoadError", "load", "load_peft_prompt", "load_tokenizer", "model_hash", "save"]
+__all__ = ["EMBEDDED", "EMBEDDING_TYPES", "KV_TYPES", "LoadError", "PeftPrompt", "load", "load_peft_prompt",
+           "load_tokenizer", "model_hash", "peft_config", "save", "save_peft_prompt"]  # fmt: skip
