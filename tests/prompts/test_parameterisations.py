@@ -25,7 +25,7 @@ from minicompress.prompts.layout import flat_from_kv, kv_from_flat
 from minicompress.prompts.parameterisations import cartridge, low_rank, mlp, prefix_mlp, ptuning_lstm, ptuning_mlp
 from minicompress.training.adamw import adamw_init, adamw_step
 from minicompress.training.checkpoints import load_tree, save_tree
-from minicompress.trees import flatten, tree_map, unflatten
+from minicompress.trees import flatten, unflatten
 from minicompress.verification.oracles import central_difference, complex_step
 from test_devices import both
 
