@@ -58,8 +58,8 @@ def save_peft_prompt(folder, array, config, dtype="F32"):
     """Writes a prompt, as `load_peft_prompt` gives it, into `folder` so that PEFT's from_pretrained reads it.
 
     array: (n, C) or (n, 2·L·C) floating-point numbers; config: see `peft_config`; dtype: F64, F32, F16 or
-    BF16, to which the numbers are rounded. An adapter that is there already is replaced, both files at
-    once. Raises LoadError.
+    BF16, to which the numbers are rounded. An adapter that is there already is replaced, once both new
+    files are whole on the disk. Raises LoadError.
     """
     folder, array = Path(folder), np.asarray(array)
     _check_place(folder)
