@@ -14,6 +14,6 @@ context, question = (model.tokenizer.encode(text).ids for text in texts)
 hard, _, _ = forward(params, config, embed(params, [context + question]), keep="nothing")
 slots = params["wte"]["weight"][context]  # (P, C), one vector a token
 prefix, _ = read_slots(params, config, slots)
-soft, _, _ = forward(params, config, embed(params, [question], prefix.length), prefix.past, keep="nothing")
+soft, _, _ = forward(params, config, embed(params, [question], prefix.start), prefix.past, keep="nothing")
 difference = np.abs(logits(params, hard)[:, len(context) :] - logits(params, soft)).max()
 print(f"{len(slots)} slots instead of {len(context)} tokens: largest difference of a logit {difference:.1e}")

@@ -1,6 +1,7 @@
 """What the commands share: opening what a user names, and saying plainly what is wrong with it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,11 @@ import numpy as np
 import weights_loader
 from minicompress.arrays import device_module
 from minicompress.compression.queries import read_text
-from minicompress.compression.run import Model, check_positions, place
+from minicompress.compression.run import Model, place
 from minicompress.gpt2 import Config
-from minicompress.gpt2.prefix import read_slots
+from minicompress.prompts.layout import kv_from_flat
 from minicompress.prompts.soft_prompt import SoftPrompt
+from minicompress.prompts.template import parse
 from minicompress.trees import tree_map
 
 
@@ -27,25 +29,47 @@ def open_model(folder=None, device="cpu", dtype="float32", words=True):
 
 
 def open_prompt(path, model):
-    """The slots of a soft prompt for this very model, or of a PEFT prompt-tuning folder: (P, C) on the host."""
+    """A soft prompt for this very model, or a PEFT folder as one; its arrays where the model is, in its dtype."""
     if Path(path).is_dir():
-        slots = weights_loader.load_peft_prompt(path)[0]
+        prompt = peft_prompt(path, model.pair[1])
     else:
         prompt = SoftPrompt.load(path)
-        slots, made_for = prompt.slots, prompt.provenance.get("model")
+        made_for = prompt.provenance.get("model")
         if made_for != model.hash:
             raise ValueError(
                 f"{path} was made for the model {made_for}; this one is {model.hash}: name its own with --model"
             )
-    if slots.shape[1] != model.pair[1].n_embd:
-        raise ValueError(f"{path}: its slots are {slots.shape[1]} wide; the model's embeddings, {model.pair[1].n_embd}")
-    check_positions(model.pair[1], slots=len(slots))
-    return slots
+    prompt.check_model(model.pair[1], path)
+    beta = None if prompt.beta is None else place(prompt.beta, model.wte)
+    return replace(prompt, slots=place(prompt.slots, model.wte), beta=beta)
 
 
-def prompt_prefix(model, slots):
-    """The prefix of host slots, read by the model."""
-    return read_slots(*model.pair, place(slots, model.wte))[0]
+def peft_prompt(folder, config):
+    """A PEFT folder as a SoftPrompt: keys and values where PEFT keeps a prefix, else embeddings."""
+    given, facts, dtype = weights_loader.load_peft_prompt(folder)
+    provenance = {"peft": facts, "dtype": dtype}
+    if facts["peft_type"] in weights_loader.EMBEDDING_TYPES:
+        return SoftPrompt(given, provenance=provenance)
+    if given.shape[1] != 2 * config.n_layer * config.n_embd:
+        raise ValueError(
+            f"{folder}: its prefix is {given.shape[1]:,} wide; this model's {config.n_layer} layers of {config.n_embd} "
+            f"need 2 x {config.n_layer} x {config.n_embd} = {2 * config.n_layer * config.n_embd:,}"
+        )
+    return SoftPrompt(kv_from_flat(given, config.n_layer, config.n_head), "kv", provenance=provenance)
+
+
+def row_of(prompt, tokenizer, text):
+    """The token ids of a text, placed by the prompt's template where it has one: -1-j is then its slot j.
+
+    Raises ValueError where that template wants more than one text.
+    """
+    if prompt is None or not prompt.template:
+        return tokenizer.encode(text).ids
+    template = parse(prompt.template)
+    if len(template.fields) != 1:
+        fields = ", ".join(template.fields) or "none"
+        raise ValueError(f"one text cannot fill the prompt's template {prompt.template!r}, whose fields are: {fields}")
+    return template.row(tokenizer, {template.fields[0]: text})
 
 
 def check_choice(name, value, *allowed):

@@ -1,7 +1,7 @@
 """Bugs planted in the real source, one edit each: a check that lets one pass is no check.
 
-Each plant is an old text and a new one inside one function or class. The edited one replaces the real
-one in every module that holds it; then the named check, which the other tests share, must fail.
+Each plant is an old text and a new one inside one function or class. The edited one takes the place of
+the real one; then the named check, which the other tests share, must fail.
 Where the old text is gone because the source was rewritten, say the same bug in the new words.
 """
 
@@ -109,7 +109,7 @@ BUGS = [
     Bug("a shared past's gradient averaged", "gradient of slots", attention.shared,
         "d.sum(0, keepdims=True)", "d.mean(0, keepdims=True)"),
     Bug("the past's keys and values confused", "gradient of slots", attention.attention_backward,
-        "zip((dpast_k, dpast_v)", "zip((dpast_v, dpast_k)"),
+        "zip((dpast_k, dpast_v, *dbeta)", "zip((dpast_v, dpast_k, *dbeta)"),
     # block, model, head
     Bug("what later tokens asked is dropped", "gradient of slots", block.self_attention_backward,
         "if dpresent is not None", "if False"),
@@ -164,11 +164,15 @@ def test_every_planted_bug_is_caught(bug, monkeypatch):
 
 
 def plant(bug, monkeypatch):
-    """Puts the edited function where the real one is, in every module that holds it."""
+    """Puts the edited function's code into the real one, wherever it is held; an edited class, in every module."""
     source = inspect.getsource(bug.function)
     assert source.count(bug.old) == 1, f"{bug.old!r} is not once in {bug.function.__name__}: rewrite this plant"
     name, scope = bug.function.__name__, {}
     exec(source.replace(bug.old, bug.new), vars(sys.modules[bug.function.__module__]), scope)
+    if inspect.isfunction(bug.function):
+        for part in ("__code__", "__defaults__", "__kwdefaults__"):
+            monkeypatch.setattr(bug.function, part, getattr(scope[name], part))
+        return
     for module in list(sys.modules.values()):
         if vars(module).get(name) is bug.function:
             monkeypatch.setattr(module, name, scope[name])

@@ -8,6 +8,7 @@ import numpy as np
 from generating import read_at_once
 from helpers import TINY, directional_error, random_params, tree_errors
 from minicompress.gpt2 import Config
+from minicompress.prompts.soft_prompt import SoftPrompt
 from minicompress.trees import unflatten
 from minicompress.verification.oracles import complex_step, relative_error
 from minicompress.verification.trace import trace
@@ -37,7 +38,7 @@ class Case:
 
     @cached_property
     def traced(self):
-        return trace(self.model, self.rows, self.prompt, self.labels, self.teacher, self.context, "all")
+        return trace(self.model, self.rows, soft(self.prompt), self.labels, self.teacher, self.context, "all")
 
     @property
     def front(self):
@@ -89,6 +90,10 @@ class Case:
     def weight_gradients(self):
         start = "grad.model."
         return unflatten({n.removeprefix(start): g for n, g in self.traced.items() if n.startswith(start)})
+
+
+def soft(slots):
+    return None if slots is None else SoftPrompt(slots)
 
 
 def log_probabilities(logits):

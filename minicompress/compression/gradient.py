@@ -11,17 +11,19 @@ from minicompress.arrays import like, to_host
 from minicompress.compression.objectives import kl, likelihood
 from minicompress.compression.queries import pad
 from minicompress.gpt2 import head_loss
-from minicompress.gpt2.prefix import predictors, predictors_backward, read_slots, read_slots_backward
+from minicompress.gpt2.prefix import EMBEDDINGS, predictors, predictors_backward
 from minicompress.training.adamw import adamw_step
 from minicompress.training.schedules import warmup_cosine
+from minicompress.trees import flatten
 
 
-def slots_gradient(model, slots, ids, scored, make_objective, shards):
+def slots_gradient(model, slots, ids, scored, make_objective, shards, door=EMBEDDINGS):
     """slots (P, C), ids and scored (B, T) -> mean loss over the scored places, dslots (P, C).
 
     make_objective(rows, weight) gives the objective for the scored places of the batch's rows.
+    Behind another `door` the slots are whatever it reads, an array or a tree, and dslots the same.
     """
-    prefix, cache = read_slots(*model, slots, keep="dx")
+    prefix, cache = door.read(*model, slots, keep="dx")
     weight = 1 / int(scored.sum())
 
     def shard(rows):
@@ -29,16 +31,21 @@ def slots_gradient(model, slots, ids, scored, make_objective, shards):
             return None
         hidden, back = predictors(*model, prefix, ids[rows], scored[rows], keep="dx")
         losses, dhidden = head_loss(model[0], hidden, make_objective(rows, weight))
-        return losses.sum(), *predictors_backward(dhidden, back)
+        return losses.sum(), predictors_backward(dhidden, back)
 
-    done = [result for result in shards.map(shard, len(ids)) if result]
-    losses, dpasts, dlasts = zip(*done, strict=True)
-    dpast = [[sum(parts[1:], parts[0]) for parts in zip(*layer, strict=True)] for layer in zip(*dpasts, strict=True)]
-    return float(to_host(sum(losses))), read_slots_backward(dpast, sum(dlasts[1:], dlasts[0]), cache)
+    losses, asked = zip(*[result for result in shards.map(shard, len(ids)) if result], strict=True)
+    return float(to_host(sum(losses))), door.read_backward(total(asked), cache)
+
+
+def total(parts):
+    """The sum of equally nested tuples, lists and arrays, always in the order of the parts; None of Nones."""
+    if isinstance(parts[0], tuple | list):
+        return [total(some) for some in zip(*parts, strict=True)]
+    return None if parts[0] is None else sum(parts[1:], parts[0])
 
 
 def train_slots(model, slots, state, queries, teacher, steps, *, shards, loss="kl", temperature=1.0,
-                lr=0.03, rows=32, seed=0, on_step=None):  # fmt: skip
+                lr=0.03, rows=32, seed=0, on_step=None, door=EMBEDDINGS):  # fmt: skip
     """Adam on the slots for `steps` steps, in place, from state["step"] on.
 
     Each step takes `rows` queries, drawn from (seed, step) alone: a resumed run sees the same
@@ -52,11 +59,11 @@ def train_slots(model, slots, state, queries, teacher, steps, *, shards, loss="k
 
         def objective(part, weight):
             if loss == "likelihood":  # the rows' answers are the teacher's own
-                return likelihood(like(ids[part][scored[part]], slots), weight)  # noqa: B023
+                return likelihood(like(ids[part][scored[part]], model[0]["wte"]["weight"]), weight)  # noqa: B023
             return kl(teacher.logp(numbers[part]), weight, temperature)  # noqa: B023
 
-        mean, dslots = slots_gradient(model, slots, ids, scored, objective, shards)
-        norm = float(np.linalg.norm(to_host(dslots)))
+        mean, dslots = slots_gradient(model, slots, ids, scored, objective, shards, door)
+        norm = float(np.linalg.norm([np.linalg.norm(to_host(d)) for d in flatten(dslots).values()]))
         if not np.isfinite(norm):
             raise FloatingPointError(f"the gradient of step {step} is not finite; lower --lr")
         adamw_step({"slots": slots}, {"slots": dslots}, state, warmup_cosine(step, steps, lr, final=0.05))

@@ -7,16 +7,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minicompress.arrays import like, to_host
+from minicompress.arrays import array_module, like, to_host
 from minicompress.compression.gradient import train_slots
 from minicompress.compression.queries import file_queries, hold_out, self_study
 from minicompress.compression.teacher import Teacher
 from minicompress.gpt2 import Config
 from minicompress.gpt2.prefix import read_tokens
-from minicompress.prompts.initialise import from_noise, from_tokens, from_vocabulary
+from minicompress.prompts.initialise import initialise
 from minicompress.prompts.soft_prompt import SoftPrompt, text_hash
 from minicompress.training.adamw import adamw_init
 from minicompress.training.checkpoints import load_tree, save_tree
+from minicompress.trees import tree_map
 
 QUERY_TOKENS = 48  # room for a question and its answer
 GROUP = 24  # rows that the teacher writes at once
@@ -43,8 +44,12 @@ def check_positions(config, **parts):
 
 
 def place(slots, wte):
-    """A copy of host slots where the embeddings are, and of their dtype."""
-    return like(np.array(slots, dtype=wte.dtype), wte)
+    """A copy of host slots, an array or a tree, where the embeddings are, and of their dtype."""
+    return tree_map(lambda x: like(np.array(x, dtype=wte.dtype), wte), slots)
+
+
+def copied(slots):
+    return tree_map(lambda x: x.copy(), slots)
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,9 @@ class Recipe:
     seed: int = 0
     init: str = "text"
     self_study: int = 192
+    carrier: str = "embeddings"
+    positions: str = "compact"
+    beta: bool = False
 
 
 def gather_queries(teacher, context_prefix, recipe, shards, queries_file=None):
@@ -82,16 +90,12 @@ def gather_queries(teacher, context_prefix, recipe, shards, queries_file=None):
 
 
 def initial_slots(model, context_ids, recipe):
-    """The slots before the first step: `text` (the context's own tokens), `vocab`, `noise`, or any other text."""
-    wte, rng = model.wte, np.random.default_rng((recipe.seed, 2))
-    if recipe.init == "vocab":
-        return from_vocabulary(wte, recipe.slots, rng)
-    if recipe.init == "noise":
-        return from_noise(wte, recipe.slots, rng)
-    ids = context_ids if recipe.init == "text" else model.tokenizer.encode(recipe.init).ids
-    if not ids:
-        raise ValueError(f"--init is {recipe.init!r}, which has no token to begin with")
-    return from_tokens(wte, ids, recipe.slots)
+    """The slots before the first step, as `initialise` names them; `text` means the context's own tokens."""
+    rng = np.random.default_rng((recipe.seed, 2))
+    slots = initialise(model.pair, model.tokenizer, recipe.init, recipe.slots, recipe.carrier, rng, context_ids)
+    if not recipe.beta:
+        return slots
+    return {"slots": slots, "beta": array_module(slots).zeros_like(slots[:, 0, ..., 0])}
 
 
 class Run:
@@ -123,7 +127,7 @@ class Run:
         check_positions(model.pair[1], slots=recipe.slots, tokens_of_the_longest_query=longest)
         self.expects = Teacher(teacher.pair, self.read, self.train, shards, temperature=recipe.temperature)
         self.initial = initial_slots(model, self.ids, recipe)
-        self.slots, self.state = self.initial.copy(), adamw_init({"slots": self.initial})
+        self.slots, self.state = copied(self.initial), adamw_init({"slots": self.initial})
         self.completed = self.snapshot()
 
     def facts(self):
@@ -147,7 +151,7 @@ class Run:
         try:
             train_slots(self.model.pair, self.slots, self.state, self.train, self.expects, recipe.steps,
                         shards=self.shards, loss=recipe.loss, temperature=recipe.temperature, lr=recipe.lr,
-                        rows=recipe.rows, seed=recipe.seed, on_step=on_step)  # fmt: skip
+                        rows=recipe.rows, seed=recipe.seed, on_step=on_step, door=self.door)  # fmt: skip
         except KeyboardInterrupt:
             if checkpoint:
                 self.save(checkpoint)
@@ -157,7 +161,7 @@ class Run:
     def snapshot(self):
         """Slots, moments and step, copied: an interruption may come in the middle of an update."""
         m, v = self.state["m"]["slots"], self.state["v"]["slots"]
-        return {"slots": self.slots.copy(), "m": m.copy(), "v": v.copy()}, self.state["step"]
+        return {"slots": copied(self.slots), "m": copied(m), "v": copied(v)}, self.state["step"]
 
     def save(self, checkpoint):
         """Writes the last completed step."""
@@ -183,11 +187,21 @@ class Run:
     def with_start(self, slots, **changes):
         """The same queries and teacher, from other slots and by a changed recipe."""
         other = copy(self)
-        other.recipe, other.initial, other.slots = replace(self.recipe, **changes), slots, slots.copy()
+        other.recipe, other.initial, other.slots = replace(self.recipe, **changes), slots, copied(slots)
         other.state, other.start, other.seconds_training = adamw_init({"slots": slots}), time.perf_counter(), 0.0
         other.completed = other.snapshot()
         return other
 
+    @property
+    def door(self):
+        return self.as_prompt(self.slots).door
+
+    def as_prompt(self, slots, **provenance):
+        """The SoftPrompt of these slots by this run's recipe; `logical`: tokens stand where they would after the context."""
+        slots, beta = (slots["slots"], slots["beta"]) if self.recipe.beta else (slots, None)
+        offset = len(self.ids) if self.recipe.positions == "logical" else None
+        return SoftPrompt(slots, self.recipe.carrier, self.recipe.positions, offset, beta, provenance=provenance)
+
     def prompt(self):
         sizes = {"context_tokens": len(self.ids), "queries": len(self.train)}
-        return SoftPrompt(to_host(self.slots), provenance=self.facts() | sizes)
+        return self.as_prompt(tree_map(to_host, self.slots), **self.facts(), **sizes)

@@ -1,16 +1,16 @@
 """The table that every compression must stand in: what else could have stood before the question."""
 
 import time
+from dataclasses import replace
 
 import numpy as np
 
 from minicompress.arrays import to_host
 from minicompress.compression.queries import pad
-from minicompress.compression.run import Run
+from minicompress.compression.run import Run, initial_slots
 from minicompress.compression.teacher import Teacher
 from minicompress.evaluation.metrics import gap_closed, score
-from minicompress.gpt2.prefix import Prefix, predictors, read_slots, read_tokens
-from minicompress.prompts.initialise import from_vocabulary
+from minicompress.gpt2.prefix import Prefix, predictors, read_tokens
 
 
 def prefixes(run):
@@ -21,8 +21,8 @@ def prefixes(run):
         "full": read_tokens(*pair, run.ids),
         "first": read_tokens(*pair, run.ids[:k]),
         "last": read_tokens(*pair, run.ids[-k:]),
-        "init": read_slots(*pair, run.initial)[0],
-        "sigma": read_slots(*pair, run.slots)[0],
+        "init": run.as_prompt(run.initial).prefix(*pair),
+        "sigma": run.as_prompt(run.slots).prefix(*pair),
     }
 
 
@@ -34,10 +34,10 @@ def trained_prefixes(run, other_text, progress=None):
     """
     wrong = Run(run.model, run.teacher, other_text, run.recipe, *run.files, shards=run.shards)
     wrong.train_slots(progress=progress)
-    start = from_vocabulary(run.model.wte, run.recipe.slots, np.random.default_rng((run.recipe.seed, 3)))
-    task = run.with_start(start, loss="likelihood")
+    drawn = replace(run.recipe, init="vocab", seed=run.recipe.seed + 3)
+    task = run.with_start(initial_slots(run.model, run.ids, drawn), loss="likelihood")
     task.train_slots(progress=progress)
-    return {name: read_slots(*run.model.pair, r.slots)[0] for name, r in (("other", wrong), ("queries", task))}
+    return {name: r.as_prompt(r.slots).prefix(*run.model.pair) for name, r in (("other", wrong), ("queries", task))}
 
 
 def evaluate(run, extra=None):
@@ -58,7 +58,7 @@ def evaluate(run, extra=None):
 def costs(run):
     """Ratio, bytes of keys and values, and after how many queries the compression has paid for itself."""
     config, k, n = run.model.pair[1], run.recipe.slots, len(run.ids)
-    per_position = 2 * config.n_layer * config.n_embd * run.slots.dtype.itemsize
+    per_position = 2 * config.n_layer * config.n_embd * run.model.wte.dtype.itemsize
     ids, scored = pad(run.held[:1])
 
     def seconds(read):
@@ -70,7 +70,7 @@ def costs(run):
         return float(np.median(times))
 
     full = seconds(lambda: read_tokens(*run.model.pair, run.ids))
-    sigma = seconds(lambda: read_slots(*run.model.pair, run.slots)[0])
+    sigma = seconds(lambda: run.as_prompt(run.slots).prefix(*run.model.pair))
     return {"slots": k, "context_tokens": n, "ratio": n / k, "kv_bytes_context": n * per_position,
             "kv_bytes_slots": k * per_position, "seconds": run.seconds, "seconds_per_query_full": full,
             "seconds_per_query_sigma": sigma,

@@ -42,10 +42,11 @@ def generate(params, config, rows, steps, prefix=None, stop=None, **sampling):
     prefix, lengths = prefix or Prefix(), np.array([len(row) for row in rows])
     if not lengths.all():
         raise ValueError("a row to continue is empty; give it at least one token")
-    need = prefix.length + lengths.max() + steps
+    begins = int(np.max(prefix.start))
+    need = begins + lengths.max() + steps
     if need > config.n_positions:
         raise ValueError(
-            f"n_positions is {config.n_positions:,}; {prefix.length:,} of prefix + {lengths.max():,} of text"
+            f"n_positions is {config.n_positions:,}; {begins:,} of prefix + {lengths.max():,} of text"
             f" + {steps:,} new tokens need {need:,}"
         )
     hidden, memory = prefill(params, config, rows, lengths, prefix, steps)
@@ -57,7 +58,7 @@ def generate(params, config, rows, steps, prefix=None, stop=None, **sampling):
             running[row] = not (stop and stop(row, written[row]))
         if step + 1 == steps or not running.any():
             break
-        x = embed(params, new[:, None], prefix.length + lengths + step)
+        x = embed(params, new[:, None], prefix.start + lengths + step)
         hidden, present, _ = forward(params, config, x, memory.past(), memory.key_mask(), keep="nothing")
         memory.add(present)
         hidden = hidden[:, -1]
@@ -69,7 +70,8 @@ def prefill(params, config, rows, lengths, prefix, steps):
     ids = np.zeros((len(rows), lengths.max()), int)
     for row, tokens in enumerate(rows):
         ids[row, : len(tokens)] = tokens
-    hidden, present, _ = forward(params, config, embed(params, ids, prefix.length), prefix.past, keep="nothing")
+    x = embed(params, ids, prefix.start, prefix.slots)
+    hidden, present, _ = forward(params, config, x, prefix.past, prefix.key_mask(*ids.shape), keep="nothing")
     memory = Memory(prefix, present, lengths, steps)
     ends = like(lengths - 1, hidden)
     return hidden[array_module(hidden).arange(len(rows)), ends], memory
@@ -78,36 +80,39 @@ def prefill(params, config, rows, lengths, prefix, steps):
 class Memory:
     """Keys and values of everything read, in arrays as long as they will ever be.
 
-    Rows are padded on the right, so between a short row's text and its new tokens lie keys of
-    padding; `key_mask` hides them. Where all rows are equally long there is nothing to hide.
+    Rows are padded on the right, and so are prefixes, where each row has its own. So between a short
+    row's text and its new tokens lie keys of padding; `key_mask` hides them. Where all are equally
+    long there is nothing to hide. A prefix's log-masses go on as zeros for the tokens after it.
     """
 
     def __init__(self, prefix, present, lengths, room):
         P, T = prefix.length, int(lengths.max())
         self.size = P + T
         self.layers = []
-        for layer, pair in enumerate(present):
-            both = []
-            for kind, new in enumerate(pair):
-                B, H, _, D = new.shape
-                array = array_module(new).zeros((B, H, P + T + room, D), new.dtype)
-                if P:
-                    array[:, :, :P] = prefix.past[layer][kind]
-                array[:, :, P : P + T] = new
-                both.append(array)
-            self.layers.append(both)
-        seen = np.arange(P + T + room) < (P + lengths)[:, None]
-        seen[:, P + T :] = True
-        self.seen = None if (lengths == T).all() else like(seen, self.layers[0][0])
+        for layer, new in enumerate(present):
+            past = prefix.past[layer] if P else ()
+            xp, (B, H, _, D) = array_module(new[0]), new[0].shape
+            shapes = [(B, H, P + T + room, D)] * 2 + [(B, H, P + T + room)] * (len(past) == 3)
+            arrays = [xp.zeros(shape, new[0].dtype) for shape in shapes]
+            for array, before in zip(arrays, past, strict=False):
+                array[:, :, :P] = before
+            for array, read in zip(arrays, new, strict=False):
+                array[:, :, P : P + T] = read
+            self.layers.append(arrays)
+        self.seen = None
+        if prefix.mask is not None or not (lengths == T).all():
+            before = np.ones((len(lengths), P), bool) if prefix.mask is None else to_host(prefix.mask)
+            text = np.arange(T) < lengths[:, None]
+            self.seen = like(np.concatenate([before, text, np.ones((len(lengths), room), bool)], 1), self.layers[0][0])
 
     def past(self):
-        return [(k[:, :, : self.size], v[:, :, : self.size]) for k, v in self.layers]
+        return [tuple(array[:, :, : self.size] for array in arrays) for arrays in self.layers]
 
     def key_mask(self):
         return None if self.seen is None else self.seen[:, : self.size + 1]
 
     def add(self, present):
-        for (k, v), (new_k, new_v) in zip(self.layers, present, strict=True):
-            k[:, :, self.size : self.size + 1] = new_k
-            v[:, :, self.size : self.size + 1] = new_v
+        for (keys, values, *_), (new_keys, new_values) in zip(self.layers, present, strict=True):
+            keys[:, :, self.size : self.size + 1] = new_keys
+            values[:, :, self.size : self.size + 1] = new_values
         self.size += 1

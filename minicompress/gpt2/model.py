@@ -8,31 +8,44 @@ half-generated text are all such earlier pieces; that is why there is one door f
 
 import numpy as np
 
-from minicompress.arrays import like
+from minicompress.arrays import add_at, array_module, like
 from minicompress.gpt2.block import block, block_backward
 from minicompress.layers.embedding import embedding, embedding_backward
 from minicompress.layers.layernorm import layernorm, layernorm_backward
 from minicompress.trees import child
 
 
-def embed(params, ids, offset=0):
+def embed(params, ids, offset=0, slots=None):
     """Token ids (B, T) on the host -> x (B, T, C): wte[id] + wpe[position].
 
-    `offset` is the position of the first column: a number, or one for each row (B,).
+    `offset` is the position of the first column: a number, or one for each row (B,). Where slots
+    (P, C) are given, the id -1-j stands for slots[j]: a template's soft tokens among its hard ones.
     Raises ValueError for ids or positions outside their tables.
     """
     wte = params["wte"]["weight"]
     ids = np.asarray(ids)
-    if ids.size and not 0 <= ids.min() <= ids.max() < len(wte):
+    if ids.size and not (0 if slots is None else -len(slots)) <= ids.min() <= ids.max() < len(wte):
         raise ValueError(f"token ids span {ids.min()}..{ids.max()}; the vocabulary is 0..{len(wte) - 1}")
-    x, _ = embedding(like(ids, wte), wte)
+    x, _ = embedding(like(np.maximum(ids, 0), wte), wte)
+    if slots is not None:
+        soft = like(ids < 0, wte)[..., None]
+        x = array_module(x).where(soft, slots[like(np.maximum(-1 - ids, 0), wte)], x)
     return x + positions(params, ids.shape[1], offset)
 
 
 def embed_backward(dx, params, ids, grads, offset=0):
-    """Adds dx (B, T, C) to grads["wte"] and grads["wpe"]."""
-    embedding_backward(dx, like(ids, dx), grads["wte"])
+    """Adds dx (B, T, C) to grads["wte"], but where a slot stands, and to grads["wpe"]."""
+    ids = np.asarray(ids)
+    hard = dx if ids.min() >= 0 else dx * like(ids >= 0, dx)[..., None]
+    embedding_backward(hard, like(np.maximum(ids, 0), dx), grads["wte"])
     grads["wpe"]["weight"][offset : offset + dx.shape[1]] += dx.sum(0)
+
+
+def embed_slots_backward(dx, ids, slots):
+    """dx (B, T, C) -> dslots (P, C): a slot that stands in several places, or rows, receives their sum."""
+    dslots, soft = array_module(dx).zeros(slots.shape, dx.dtype), np.flatnonzero(ids < 0)
+    add_at(dslots, like(-1 - ids.reshape(-1)[soft], dx), dx.reshape(-1, dx.shape[-1])[like(soft, dx)])
+    return dslots
 
 
 def positions(params, T, offset=0):

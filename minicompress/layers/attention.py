@@ -13,8 +13,9 @@ from minicompress.arrays import array_module
 def attention(q, k, v, past=None, key_mask=None):
     """softmax(q kᵀ/√D + causal mask) v  (Vaswani et al. 2017, equation 1).
 
-    q, k, v (B, H, T, D); past: a pair of keys and values, each (1 or B, H, P, D); key_mask
-    (B, S), False where a row must not look. Returns out (B, H, T, D) and the cache.
+    q, k, v (B, H, T, D); past: keys and values, each (1 or B, H, P, D), and where it has one a
+    log-mass β (1 or B, H, P): a key of mass e^β counts as e^β equal keys, β = -∞ as none.
+    key_mask (B, S), False where a row must not look. Returns out (B, H, T, D) and the cache.
     """
     xp, T = array_module(q), q.shape[2]
     q = q * (1 / math.sqrt(q.shape[-1]))  # fewer numbers to scale than the scores
@@ -23,7 +24,10 @@ def attention(q, k, v, past=None, key_mask=None):
         seen = xp.tri(T, dtype=bool)  # query t sees its own keys 0..t
         scores = xp.where(seen, scores, -math.inf)
     if past is not None:
-        scores = xp.concatenate([q @ past[0].swapaxes(-1, -2), scores], axis=-1)  # (B, H, T, S)
+        before = q @ past[0].swapaxes(-1, -2)  # (B, H, T, P)
+        if len(past) == 3:
+            before = before + past[2][..., None, :]
+        scores = xp.concatenate([before, scores], axis=-1)  # (B, H, T, S)
     if key_mask is not None:
         scores = xp.where(key_mask[:, None, None, :], scores, -math.inf)
     probs = softmax(scores)
@@ -51,7 +55,8 @@ def attention_backward(dout, cache):
         return dq, dk, dv, None
     dpast_k = dscores[..., :-T].swapaxes(-1, -2) @ q  # (B, H, P, D)
     dpast_v = probs[..., :-T].swapaxes(-1, -2) @ dout
-    return dq, dk, dv, tuple(shared(d, p) for d, p in zip((dpast_k, dpast_v), past, strict=True))
+    dbeta = [dscores[..., :-T].sum(-2)] if len(past) == 3 else []  # (B, H, P)
+    return dq, dk, dv, tuple(shared(d, p) for d, p in zip((dpast_k, dpast_v, *dbeta), past, strict=True))
 
 
 def shared(d, x):

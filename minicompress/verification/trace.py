@@ -5,9 +5,10 @@ import numpy as np
 from minicompress.arrays import array_module, like, to_host
 from minicompress.compression.objectives import kl, likelihood
 from minicompress.gpt2 import backward, embed, embed_backward, forward, head_loss, logits
-from minicompress.gpt2.model import positions
-from minicompress.gpt2.prefix import predictors, read_tokens
+from minicompress.gpt2.model import embed_slots_backward
+from minicompress.gpt2.prefix import Prefix, predictors, read_tokens
 from minicompress.layers.losses import log_softmax
+from minicompress.prompts.layout import flat_from_kv
 from minicompress.trees import flatten, tree_map
 
 IGNORED = -100
@@ -21,22 +22,24 @@ def pad_rows(rows, fill):
     return out
 
 
-def trace(model, rows, slots=None, labels=None, teacher=None, teacher_context=None, gradients="prompt"):
+def trace(model, rows, prompt=None, labels=None, teacher=None, teacher_context=None, gradients="prompt"):
     """{name: tensor} for B rows of token ids, padded on the right to T; padding is filled with 0.
 
-    model, teacher: (params, config). slots (P, C) stand in front. labels as rows, -100 unscored,
-    default the rows. teacher_context: ids; the loss is then KL(teacher ‖ student), else cross-entropy.
+    model, teacher: (params, config). prompt: a SoftPrompt; where it has a template, the id -1-j in a
+    row is its slot j. labels as rows, -100 unscored, default the rows' tokens. teacher_context: ids;
+    the loss is then KL(teacher ‖ student), else cross-entropy.
     """
     params, _ = model
     ids, real = pad_rows(rows, 0), pad_rows([[1] * len(row) for row in rows], 0) == 1
     targets = pad_rows(labels or rows, IGNORED)
+    targets[(ids < 0) & (targets < 0)] = IGNORED
     scored = (targets != IGNORED) & real
-    scored[:, 0] &= slots is not None  # without a prompt nothing predicts the first token
+    scored[:, 0] &= prompt is not None and prompt.carrier == "embeddings" and not prompt.template
     if not scored.any():
         raise ValueError("no target is scored: every label is -100, or is a first token that nothing predicts")
     grads = tree_map(lambda a: array_module(a).zeros(a.shape, a.dtype), params) if gradients == "all" else None
     objective = make_objective(model, ids, scored, targets, teacher, teacher_context)
-    tensors = run_both_ways(model, ids, real, scored, slots, objective, grads)
+    tensors = run_both_ways(model, ids, real, scored, prompt, objective, grads)
     if grads is not None:
         tensors |= {f"grad.model.{name}": grad for name, grad in flatten(grads).items()}
     return {name: np.asarray(to_host(tensor), order="C") for name, tensor in tensors.items()}
@@ -55,16 +58,14 @@ def make_objective(model, ids, scored, targets, teacher, teacher_context):
     return kl(log_softmax(logits(teacher[0], states)), weight)
 
 
-def run_both_ways(model, ids, real, scored, slots, objective, grads):
+def run_both_ways(model, ids, real, scored, prompt, objective, grads):
     """Forward with everything kept, the loss, and the gradient back to the slots and, if wanted, the weights."""
     params, config = model
-    wte, keep, hidden, P = params["wte"]["weight"], "grads" if grads else "dx", [], 0
-    (B, T), past, first = ids.shape, None, like(np.zeros((1, 1, config.n_embd)), wte).astype(wte.dtype)
-    if slots is not None:
-        P = len(slots)
-        read, past, back_slots = forward(params, config, slots[None] + positions(params, P), keep=keep)
-        first = read[:, -1:]
-    out, _, back = forward(params, config, embed(params, ids, P), past, keep=keep, watch=hidden)
+    wte, keep, hidden, (B, T) = params["wte"]["weight"], "grads" if grads else "dx", [], ids.shape
+    prefix, back_prompt = prompt.door.read(params, config, prompt.tree, keep) if prompt else (Prefix(), None)
+    first = like(np.zeros((1, 1, config.n_embd)), wte).astype(wte.dtype) if prefix.last is None else prefix.last
+    x = embed(params, ids, prefix.start, prefix.slots)
+    out, _, back = forward(params, config, x, prefix.past, keep=keep, watch=hidden)
     xp, mask = array_module(out), like(real, out)
     tensors = {"logits": logits(params, out) * mask[..., None]}
     tensors |= {f"hidden.{layer}": x * mask[..., None] for layer, x in enumerate(hidden)}
@@ -81,13 +82,18 @@ def run_both_ways(model, ids, real, scored, slots, objective, grads):
     dout = xp.concatenate([dstates[:, 1:], xp.zeros_like(dstates[:, :1])], axis=1)
     dx, dpast = backward(dout, back, grads=grads)
     if grads is not None:
-        embed_backward(dx, params, ids, grads, P)
-    if slots is not None:
+        embed_backward(dx, params, ids, grads, prefix.start)
+    if prefix.last is not None:
         tensors["first_logits"] = xp.broadcast_to(logits(params, first)[:, 0], (B, config.vocab_size))
-        dread = xp.zeros_like(read)
-        dread[:, -1:] = dstates[:, :1].sum(0, keepdims=True)
-        dslots, _ = backward(dread, back_slots, dpast, grads)
-        tensors["grad.prompt"] = dslots[0]
-        if grads is not None:
-            grads["wpe"]["weight"][:P] += dslots[0]
+    if prompt:
+        placed = None if prefix.slots is None else embed_slots_backward(dx, ids, prefix.slots)
+        asked = dpast, dstates[:, :1].sum(0, keepdims=True), placed
+        tensors |= prompt_gradients(prompt, prompt.door.read_backward(asked, back_prompt, grads))
     return tensors
+
+
+def prompt_gradients(prompt, dslots):
+    """grad.prompt, for keys and values as PEFT's flat (P, 2 L C); grad.beta where keys have a log-mass."""
+    dslots = dslots if prompt.beta is not None else {"slots": dslots}
+    named = {"grad.prompt": flat_from_kv(dslots["slots"]) if prompt.carrier == "kv" else dslots["slots"]}
+    return named | ({"grad.beta": dslots["beta"]} if "beta" in dslots else {})

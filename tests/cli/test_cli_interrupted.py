@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from minicompress import cli
+from minicompress.compression.run import Run
 from minicompress.prompts.soft_prompt import SoftPrompt
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,7 +57,7 @@ def test_a_process_stopped_in_the_middle_and_resumed(sent, code, run, here, long
 
 
 def test_ctrl_c_in_the_third_step(run, here, long, whole, monkeypatch):
-    real, calls = cli.Run.train_slots, []
+    real, calls = Run.train_slots, []
 
     def train_slots(self, checkpoint, progress):
         def stops(step, steps, loss):
@@ -68,7 +68,7 @@ def test_ctrl_c_in_the_third_step(run, here, long, whole, monkeypatch):
 
         return real(self, checkpoint, stops)
 
-    monkeypatch.setattr(cli.Run, "train_slots", train_slots)
+    monkeypatch.setattr(Run, "train_slots", train_slots)
     code, out, err = run(*long, "--out", "p")
     assert (code, out) == (130, "") and "--resume" in err and "Traceback" not in err
     monkeypatch.undo()

@@ -66,7 +66,7 @@ def test_contexts(content, words, refused, here, quick):
     "options, words",
     [
         (["--slots", 200], ["n_positions is 128", "200 slots"]),
-        (["--carrier", "kv"], ["--carrier", "'kv'", "embeddings"]),
+        (["--carrier", "lora"], ["--carrier", "'lora'", "embeddings"]),
         (["--producer", "magic"], ["--producer", "'magic'"]),
         (["--loss", "mse"], ["--loss", "'mse'", "kl or likelihood"]),
         (["--baselines", "some"], ["--baselines"]),

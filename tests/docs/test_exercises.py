@@ -26,7 +26,7 @@ def test_01_reversed_slots(layers, noticed, rng):
 
     def read(slots):
         prefix, _ = read_slots(params, config, slots)
-        return prefix.last, forward(params, config, embed(params, ids, prefix.length), prefix.past)[0]
+        return prefix.last, forward(params, config, embed(params, ids, prefix.start), prefix.past)[0]
 
     (last, text), (other_last, other_text) = read(slots), read(answers.reversed_slots(slots, params["wpe"]["weight"]))
     error = relative_error(other_text, text)

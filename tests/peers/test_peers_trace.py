@@ -4,6 +4,7 @@ import pytest
 from peer_models import SHAPES, TOLERANCES, assert_equal, peer, to_numpy, torch, tree_of
 
 import weights_loader
+from minicompress.prompts.soft_prompt import SoftPrompt
 from minicompress.trees import flatten
 from minicompress.verification.trace import trace
 
@@ -92,7 +93,7 @@ def test_every_tensor(config, loss, P, dtype):
     wrapped, slots = tuned(model, P)
     theirs = their_trace(model, wrapped, slots, P, guide)
     teacher = (tree_of(guide), config) if guide else None
-    ours = trace((params, config), ROWS, to_numpy(slots) if P else None, LABELS, teacher, CONTEXT if guide else None, "all")
+    ours = trace((params, config), ROWS, SoftPrompt(to_numpy(slots)) if P else None, LABELS, teacher, CONTEXT if guide else None, "all")
     assert all(x.dtype == ours["logits"].dtype for x in ours.values())
     assert_equal(cut(ours, P), theirs, TOLERANCES[dtype])
 
@@ -104,7 +105,7 @@ def test_a_folder_that_peft_wrote(tmp_path):
     params = tree_of(model)
     wrapped, slots = tuned(model, 4)
     wrapped.save_pretrained(tmp_path)
-    read, _ = weights_loader.load_peft_prompt(tmp_path)
+    read = weights_loader.load_peft_prompt(tmp_path).array
     assert read.tobytes() == to_numpy(slots).tobytes()
     theirs = their_trace(model, wrapped, slots, 4, None)
-    assert_equal(cut(trace((params, config), ROWS, read, LABELS, gradients="all"), 4), theirs, 1e-10)
+    assert_equal(cut(trace((params, config), ROWS, SoftPrompt(read), LABELS, gradients="all"), 4), theirs, 1e-10)

@@ -17,7 +17,7 @@ from minicompress.gpt2.init import shapes
 from minicompress.trees import tree_map
 from minicompress.verification.oracles import central_difference, relative_error
 from minicompress.verification.trace import trace
-from tracing import CHECKS, UNTIED, Case, forward_error, loss_error, prompt_error, weight_errors
+from tracing import CHECKS, UNTIED, Case, forward_error, loss_error, prompt_error, soft, weight_errors
 
 each_loss = pytest.mark.parametrize("loss", ["ce", "kl"])
 each_prompt = pytest.mark.parametrize("slots", [0, 1, 4])
@@ -40,7 +40,7 @@ def test_the_tensors_are_exactly_those_of_the_contract(slots, loss):
     expected |= {f"attention.{layer}": (B, H, T, slots + T) for layer in range(2)}
     expected |= {"first_logits": (B, V), "grad.prompt": (slots, C)} if slots else {}
     case = Case(slots, loss)
-    plain = trace(case.model, case.rows, case.prompt, case.labels, case.teacher, case.context)
+    plain = trace(case.model, case.rows, soft(case.prompt), case.labels, case.teacher, case.context)
     assert {name: x.shape for name, x in plain.items()} == expected
     expected |= {f"grad.model.{name}": shape for name, shape in shapes(TINY).items()}
     assert {name: x.shape for name, x in case.traced.items()} == expected
@@ -51,7 +51,7 @@ def test_the_tensors_are_exactly_those_of_the_contract(slots, loss):
 def test_float32_stays_float32():
     case = Case()
     model = random_params(TINY, case.rng, np.float32), TINY
-    traced = trace(model, case.rows, case.prompt.astype(np.float32), case.labels, gradients="all")
+    traced = trace(model, case.rows, soft(case.prompt.astype(np.float32)), case.labels, gradients="all")
     assert {x.dtype for x in traced.values()} == {np.dtype(np.float32)}
 
 
@@ -137,7 +137,7 @@ def test_the_divergence_is_from_the_teacher_and_a_label_says_only_where():
     others = [[label if label == -100 else 0 for label in row] for row in case.labels]
     assert Case(4, "kl", own_teacher=False, labels=others).traced["loss"] == loss > 0
     assert Case(4, "kl").traced["loss"] != loss
-    elsewhere = trace(case.model, case.rows, case.prompt, case.labels, case.teacher, case.context[1:])
+    elsewhere = trace(case.model, case.rows, soft(case.prompt), case.labels, case.teacher, case.context[1:])
     assert elsewhere["loss"] != loss
 
 
@@ -207,7 +207,7 @@ def test_labels_outside_the_vocabulary(label):
 def test_other_devices_trace_the_same(xp, slots, loss):
     case = Case(slots, loss)
     params, prompt = tree_map(xp.asarray, case.model[0]), None if case.prompt is None else xp.asarray(case.prompt)
-    there = trace((params, TINY), case.rows, prompt, case.labels, None, case.context, "all")
+    there = trace((params, TINY), case.rows, soft(prompt), case.labels, None, case.context, "all")
     assert there.keys() == case.traced.keys()
     assert all(relative_error(to_host(x), case.traced[name]) <= 1e-12 for name, x in there.items())
 

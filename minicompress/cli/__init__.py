@@ -1,0 +1,19 @@
+"""The command line: one file for each group of commands, and one plain line for whatever goes wrong."""
+
+import sys
+
+from minicompress.cli.common import app
+from minicompress.cli.compress import compress
+from minicompress.cli.use import ask, generate
+from minicompress.cli.verify import trace
+
+__all__ = ["app", "ask", "compress", "generate", "main", "trace"]
+
+
+def main() -> None:
+    """Runs a command; a user's mistake costs one line and exit code 2, never a traceback."""
+    try:
+        app()
+    except (ValueError, OSError, FloatingPointError, MemoryError) as reason:
+        print(f"minicompress: {reason or 'out of memory'}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,32 @@
+"""What every command shares: options, output, a progress bar."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=(
+    "Learns soft prompts by compressing a context: a long text becomes a few vectors with which a frozen GPT-2 answers."
+))  # fmt: skip
+aside = Console(stderr=True)
+
+ModelDir = Annotated[
+    Path | None, typer.Option("--model", help="folder in Hugging Face layout; default: the embedded model")
+]
+Device = Annotated[str, typer.Option(help="cpu or cuda")]
+Json = Annotated[bool, typer.Option("--json", help="one JSON object on standard output")]
+
+
+def show(result: Any, as_json: bool, text: Any) -> None:
+    if as_json:
+        print(json.dumps(result))
+    else:
+        Console().print(text)
+
+
+def bar() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"))
+    return Progress(*columns, TimeRemainingColumn(), console=aside)

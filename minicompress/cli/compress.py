@@ -1,0 +1,128 @@
+"""`compress`: a text file becomes a soft prompt, and a table says what it is worth."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from minicompress import commands
+from minicompress.cli.common import Device, Json, ModelDir, app, aside, bar, show
+from minicompress.compression.run import Recipe, Run
+from minicompress.evaluation.baselines import evaluate, trained_prefixes
+from minicompress.prompts.carriers import DOORS, POSITIONS
+from minicompress.report.table import cost_line, evaluation_table
+from minicompress.training.shards import Shards
+
+OTHER_CONTEXT = Path(commands.__file__).parent / "report" / "other_context.txt"
+
+
+@app.command()
+def compress(
+    context: Annotated[str, typer.Argument(help="a text file, or - for standard input")],
+    out: Annotated[Path, typer.Option(help="where the soft prompt goes (.safetensors)")],
+    model: ModelDir = None,
+    teacher: Annotated[
+        Path | None, typer.Option(help="another model of the same vocabulary; default: the model itself")
+    ] = None,
+    slots: Annotated[int, typer.Option(help="how many vectors")] = 8,
+    carrier: Annotated[str, typer.Option(help="what slots are: embeddings, hidden or kv")] = "embeddings",
+    positions: Annotated[
+        str, typer.Option(help="where tokens begin: compact (after the slots), logical (after the context), unshifted")
+    ] = "compact",
+    beta: Annotated[bool, typer.Option("--beta", help="kv: train a log-mass for every key as well")] = False,
+    producer: Annotated[str, typer.Option(help="how slots are made: gradient")] = "gradient",
+    queries: Annotated[
+        Path | None, typer.Option(help='lines {"question": …, "answer": …} or text; default: self-study')
+    ] = None,
+    evaluate_on: Annotated[Path | None, typer.Option(help="a file of queries to evaluate on, never trained on")] = None,
+    self_study: Annotated[int, typer.Option(help="question-and-answer lines that the teacher writes")] = 192,
+    init: Annotated[
+        str, typer.Option(help="text (the context's tokens), first, vocab, vocab:N, noise, uniform, zero, or any words")
+    ] = "text",
+    loss: Annotated[str, typer.Option(help="kl (teacher's distributions) or likelihood (teacher's answers)")] = "kl",
+    temperature: Annotated[float, typer.Option(help="of teacher and student in the KL")] = 1.0,
+    steps: Annotated[int, typer.Option(help="of Adam")] = 200,
+    lr: Annotated[float, typer.Option(help="Adam's learning rate")] = 0.03,
+    rows: Annotated[int, typer.Option(help="queries a step")] = 32,
+    seed: Annotated[int, typer.Option(help="of everything drawn at random")] = 0,
+    baselines: Annotated[str, typer.Option(help="cheap, or all: train two controls as well")] = "cheap",
+    other: Annotated[Path | None, typer.Option(help="the different context of --baselines all")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on from OUT.checkpoint")] = False,
+    device: Device = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Compress a CONTEXT into a soft prompt, and print what it is worth."""
+    commands.check_choice("--carrier", carrier, *DOORS)
+    commands.check_choice("--positions", positions, *POSITIONS)
+    commands.check_choice("--producer", producer, "gradient")
+    commands.check_choice("--loss", loss, "kl", "likelihood")
+    commands.check_choice("--baselines", baselines, "cheap", "all")
+    commands.check_at_least(0, steps=steps, seed=seed)
+    commands.check_at_least(1, slots=slots, rows=rows)
+    commands.check_at_least(2, self_study=self_study)
+    commands.check_at_least(1e-6, temperature=temperature, lr=lr)
+    commands.check_out(out)
+    commands.check_words("--init", init)
+    if other and baselines != "all":
+        raise ValueError("--other is the text of a control, which is only trained with --baselines all")
+    if beta and carrier != "kv":
+        raise ValueError(f"--beta is the mass of a key, which --carrier kv has and {carrier} has not")
+    if loss == "likelihood" and temperature != 1:
+        raise ValueError("--temperature softens distributions; --loss likelihood has none to soften")
+    text = commands.read_text(context)
+    student = commands.open_model(model, device)
+    reader = commands.open_model(teacher, device) if teacher else student
+    recipe = Recipe(slots, loss, temperature, steps, lr, rows, seed, init, self_study, carrier, positions, beta)
+    checkpoint = out.with_name(out.name + ".checkpoint")
+    with Shards() as shards:
+        with aside.status("the teacher reads the context and writes questions" if not queries else "the teacher reads"):
+            run = Run(student, reader, text, recipe, queries, evaluate_on, shards)
+        if resume and checkpoint.exists():
+            run.resume(checkpoint)
+        elif resume or checkpoint.exists():
+            aside.print(
+                f"there is no {checkpoint}; starting afresh"
+                if resume
+                else f"{checkpoint} of an earlier run will be overwritten; --resume would have gone on from it"
+            )
+        aside.print(f"{len(run.ids):,} tokens; {len(run.train)} queries to train on, {len(run.held)} held out")
+        extra = train(run, checkpoint, (other or OTHER_CONTEXT) if baselines == "all" else None)
+        run.prompt().save(out)
+        checkpoint.unlink(missing_ok=True)
+        with aside.status("evaluating on the held-out queries"):
+            result = evaluate(run, extra)
+    result |= summary(result) | {
+        "steps": steps,
+        "out": str(out),
+        "seconds_per_step": run.seconds_training / max(1, steps),
+    }
+    if not as_json:
+        Console().print(evaluation_table(result))
+    show(result, as_json, cost_line(result) + f"\nwritten to {out}")
+
+
+def train(run: Run, checkpoint: Path, other: Path | None) -> dict | None:
+    """Trains the slots and, where another context is given, the two controls -> prefixes of the controls."""
+    steps = run.recipe.steps
+    with bar() as progress:
+        task = progress.add_task("slots", total=steps, completed=run.state["step"], loss="")
+        try:
+            run.train_slots(
+                checkpoint, lambda step, _, loss: progress.update(task, completed=step, loss=f"loss {loss:.4f}")
+            )
+        except KeyboardInterrupt:
+            progress.console.print(f"stopped; {checkpoint} keeps the last step saved, and --resume goes on from it")
+            raise
+        if not other:
+            return None
+        task = progress.add_task("controls", total=2 * steps, loss="")
+        return trained_prefixes(run, commands.read_text(other), lambda *_: progress.advance(task))
+
+
+def summary(result: dict) -> dict:
+    """The table's main numbers under flat names."""
+    rows = result["rows"]
+    flat = {f"kl_{name}": rows[name]["kl"] for name in ("none", "init", "sigma")}
+    flat |= {f"recall_{name}": rows[name]["recall"] for name in ("full", "none", "sigma")}
+    return flat | {name: rows["sigma"][name] for name in ("gap_closed", "gap_closed_interval", "top1_agreement")}
