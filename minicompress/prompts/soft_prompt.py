@@ -26,7 +26,7 @@ class SoftPrompt:
     positions: str = "compact"  # where tokens begin: after the slots, at 0 (unshifted), at `offset` (logical)
     offset: int | None = None
     beta: Any = None  # (L, H, P): log-mass of each key, of the carrier kv
-    template: str | None = None  # where embeddings stand among hard tokens; None: in front
+    template: str | None = None  # the rows' pattern; embeddings stand where it places slots, else in front
     raw: dict | None = None  # what a parameterisation trained, to go on from; `slots` are what it bakes to
     provenance: dict = field(default_factory=dict)  # the model's hash, the recipe, the seed
 
@@ -36,9 +36,14 @@ class SoftPrompt:
         return self.slots.shape[SLOT_AXIS[self.carrier]]
 
     @property
+    def in_rows(self):
+        """Whether the rows themselves place the slots, as the template says."""
+        return self.template is not None and parse(self.template).places_slots
+
+    @property
     def start(self):
         """The position of a row's first token: behind the slots, or 0 where the row itself places them."""
-        return 0 if self.template else start_of(self.positions, self.length, self.offset)
+        return 0 if self.in_rows else start_of(self.positions, self.length, self.offset)
 
     @property
     def tree(self):
@@ -48,7 +53,7 @@ class SoftPrompt:
     @property
     def door(self):
         """How the model reads them."""
-        return IN_ROWS if self.template else placed(DOORS[self.carrier], self.start)
+        return IN_ROWS if self.in_rows else placed(DOORS[self.carrier], self.start)
 
     def prefix(self, params, config):
         """The Prefix that this prompt is for a model."""
@@ -109,10 +114,8 @@ class SoftPrompt:
             wanted = shape[:1] + shape[2:4]
             if self.carrier != "kv" or self.beta.shape != wanted or not (self.beta < np.inf).all():
                 raise ValueError(f"its beta has shape {list(self.beta.shape)}; the carrier kv takes (L, H, P), below ∞")
-        if self.template is not None:
-            parse(self.template)
-            if self.carrier != "embeddings":
-                raise ValueError(f"its template places embeddings, and its carrier is {self.carrier}")
+        if self.in_rows and self.carrier != "embeddings":
+            raise ValueError(f"its template places embeddings, and its carrier is {self.carrier}")
 
 
 def concatenate(prompts):

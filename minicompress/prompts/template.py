@@ -2,7 +2,7 @@ r"""Templates: where soft slots stand among hard tokens, in one line of text.
 
     [8]Review: {text}\nVerdict:[end 2: it is]
 
-    template = (text | field | slots)*    with slots at least once
+    template = (text | field | slots)*    without slots it is a pattern, and they stand in front or in every layer
     text     = characters that stand for themselves; \[ \] \{ \} \\ are [ ] { } \, and \n ends a line
     field    = {name}                     a text of the example
     slots    = [3]                        three new slots
@@ -63,6 +63,11 @@ class Template:
     def fields(self):
         """The names of the fields, each once, in their order."""
         return tuple(dict.fromkeys(part.name for part in self.parts if isinstance(part, Field)))
+
+    @property
+    def places_slots(self):
+        """Whether there are slots in it; without any it is a pattern of hard text and fields."""
+        return any(isinstance(part, Slots) for part in self.parts)
 
     def blocks(self, tokenizer):
         """For each block of slots {slot number: the token it begins at, or None}; tied blocks are one dict."""
@@ -191,8 +196,6 @@ def parse(text):
         else:
             part, at = read_text(text, at)
         parts.append(part)
-    if not any(isinstance(part, Slots) for part in parts):
-        raise mistake(text, at, "slots at least once, such as [8]")
     return Template(text, tuple(parts))
 
 

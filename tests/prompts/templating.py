@@ -19,6 +19,9 @@ ROWS = [
     ("[1]{t}", {"t": ""}, [-1]),
     ("{t}[1]", {"t": "b", "not named": 3}, [8, -1]),
     ("[ä_1 2]{ß}[ä_1]", {"ß": "a"}, [-1, -2, 7, -1, -2]),
+    ("", {}, []),
+    ("ab", {}, [7, 8]),
+    (r"Q: {t}\nA:", {"t": "cat"}, [5, 4, 1, 9, 7, 26, 0, 6, 4]),
 ]
 BEGINNINGS = [  # slots, {slot: token}
     ("[2]", 2, {}),
@@ -31,6 +34,8 @@ BEGINNINGS = [  # slots, {slot: token}
     (r"[:a\nb]", 3, {0: 7, 1: 0, 2: 8}),
     ("[:d][:d][1][1]", 4, {0: 10, 1: 10}),
     ("[a:d]{t}[1][b:d][a]", 3, {0: 10, 2: 10}),  # equal words are not tied; names are
+    ("", 0, {}),
+    ("Q: {t}", 0, {}),
 ]
 BOUNDARIES = [  # template, {field: text}, the texts that are each tokenised as a whole
     ("[1]the{x}", {"x": "re"}, ["there"]),
@@ -60,11 +65,7 @@ SLOT_START = "a number of slots, a name, or a colon and words"
 UNKNOWN = "a space and a number, or a colon and words, because [a] has no slots yet"
 KNOWN = "] because [a] has its slots from before"
 NUMBER = "a number from 1 to 9999"
-NONE = "slots at least once, such as [8]"
 MISTAKES = [  # text, column, what is read before it, expected, found
-    ("", 1, None, NONE, "the end"),
-    ("abc", 4, "abc", NONE, "the end"),
-    ("{t}", 4, "{t}", NONE, "the end"),
     ("a]", 2, "a", r"text, or \] for the bracket itself", "']'"),
     ("}", 1, None, r"text, or \} for the bracket itself", "'}'"),
     ("[1]]", 4, "[1]", r"text, or \] for the bracket itself", "']'"),
@@ -209,6 +210,11 @@ def fillings_error():
     return wrong
 
 
+def patterns_error():
+    cases = {"{t}": False, r"a\[1\]{t}": False, "[1]{t}": True, "{t}[1]": True, "a[: b]": True}
+    return sum(template.parse(text).places_slots != told for text, told in cases.items())
+
+
 def common_error():
     return sum(getattr(template, name)(*arguments) != text for name, arguments, text in COMMON)
 
@@ -223,4 +229,5 @@ CHECKS = {
     "mistakes": mistakes_error,
     "fillings": fillings_error,
     "common": common_error,
+    "patterns": patterns_error,
 }
