@@ -15,6 +15,7 @@ SHOWS = {
     "03": "largest difference of a logit",
     "04": "falls at rates 1.9",  # 2 where the gradient is right, 1 where it is not
     "05": "slots; KL",
+    "06": "kv ",
 }
 
 
