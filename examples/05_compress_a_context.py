@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from minicompress.commands import open_model, prompt_prefix
+from minicompress.commands import open_model
 from minicompress.compression.queries import answer_greedily
 from minicompress.compression.run import Recipe, Run
 from minicompress.training.shards import Shards
@@ -16,7 +16,7 @@ with Shards() as shards:
 print(f"{len(run.ids)} tokens -> {len(run.slots)} slots; KL {losses[0]:.3f} -> {losses[-1]:.3f} nats a token")
 
 questions = ["Where does Mara live?", "What pet does Tom have?", "How old is Iris?"]
-for question, answer in zip(
-    questions, answer_greedily(model.pair, model.tokenizer, prompt_prefix(model, run.slots), questions), strict=True
-):
+prefix = run.as_prompt(run.slots).prefix(*model.pair)
+answers = answer_greedily(model.pair, model.tokenizer, prefix, questions)
+for question, answer in zip(questions, answers, strict=True):
     print(f"  {question} {answer}")

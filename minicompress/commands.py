@@ -72,6 +72,13 @@ def row_of(prompt, tokenizer, text):
     return template.row(tokenizer, {template.fields[0]: text})
 
 
+def before(prompt):
+    """The positions in front of a text that a prompt takes, by the name that `check_positions` calls them."""
+    if prompt is None or not prompt.start:
+        return {}
+    return {"slots" if prompt.positions == "compact" else "positions_before_the_text": prompt.start}
+
+
 def check_choice(name, value, *allowed):
     """Raises ValueError where an option is none of its values."""
     if value not in allowed:

@@ -31,7 +31,7 @@ def ask(
         raise ValueError(f"{prompt} has a template of its own, {stands.template!r}; use generate --prompt to fill it")
     prefix = stands.prefix(*opened.pair)
     length = len(opened.tokenizer.encode(FORM.format(question=question)).ids)
-    check_positions(opened.pair[1], slots=prefix.start, question_tokens=length, answer_tokens=1)
+    check_positions(opened.pair[1], **commands.before(stands), question_tokens=length, answer_tokens=1)
     answer = answer_greedily(opened.pair, opened.tokenizer, prefix, [question])[0]
     show({"answer": answer}, as_json, answer)
 
@@ -65,7 +65,7 @@ def generate(
     prefix = stands.prefix(*opened.pair) if stands else Prefix()
     stop = line_ends(opened.tokenizer, lines) if lines else None
     ids = commands.row_of(stands, opened.tokenizer, text)
-    check_positions(opened.pair[1], slots=prefix.start, text_tokens=len(ids), new_tokens=tokens)
+    check_positions(opened.pair[1], **commands.before(stands), text_tokens=len(ids), new_tokens=tokens)
     sampling: dict[str, Any] = {
         "rng": np.random.default_rng(seed),
         "temperature": temperature,

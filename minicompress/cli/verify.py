@@ -35,13 +35,14 @@ def trace(
     opened = commands.open_model(model, device, dtype, words=False)
     rows, wanted, context = commands.read_trace_rows(tokens, labels, teacher_context)
     stands = commands.open_prompt(prompt, opened) if prompt else None
-    check_positions(opened.pair[1], slots=stands.start if stands else 0, tokens=max(map(len, rows)))
+    check_positions(opened.pair[1], **commands.before(stands), tokens=max(map(len, rows)))
     guide = commands.open_model(teacher, device, dtype, words=False).pair if teacher else None
     if guide and guide[1].vocab_size != opened.pair[1].vocab_size:
         sizes = f"{guide[1].vocab_size:,} tokens and the model {opened.pair[1].vocab_size:,}"
         raise ValueError(f"the teacher has {sizes}; distillation needs one vocabulary")
     if context:
-        check_positions((guide or opened.pair)[1], teacher_context=len(context), tokens=max(map(len, rows)))
+        longest = max(sum(i >= 0 for i in row) for row in rows)  # a teacher reads no slots
+        check_positions((guide or opened.pair)[1], teacher_context=len(context), tokens=longest)
     tensors = trace_tensors(opened.pair, rows, stands, wanted, guide, context, gradients)
     save_arrays(out, tensors)
     result = {"out": str(out), "loss": float(tensors["loss"]), "tensors": len(tensors)}

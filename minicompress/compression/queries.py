@@ -137,7 +137,8 @@ def self_study(model, tokenizer, prefix, count, rng, steps=48, temperature=1.0):
 def answer_greedily(model, tokenizer, prefix, questions, steps=32):
     """The model's own answers to the questions, each up to its line end or the last position, as texts."""
     rows = [tokenizer.encode(FORM.format(question=question)).ids for question in questions]
-    room = model[1].n_positions - (prefix.length if prefix else 0) - max(map(len, rows))
+    ends = np.array([len(row) for row in rows]) + (prefix.start if prefix else 0)
+    room = model[1].n_positions - int(ends.max())
     written = generate(*model, rows, max(1, min(steps, room)), prefix, line_ends(tokenizer, 1))
     return [tokenizer.decode(new).split("\n")[0].strip() for new in written]
 

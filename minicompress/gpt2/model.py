@@ -15,22 +15,36 @@ from minicompress.layers.layernorm import layernorm, layernorm_backward
 from minicompress.trees import child
 
 
-def embed(params, ids, offset=0, slots=None):
+def embed(params, ids, offset=0, slots=None, lengths=None):
     """Token ids (B, T) on the host -> x (B, T, C): wte[id] + wpe[position].
 
     `offset` is the position of the first column: a number, or one for each row (B,). Where slots
-    (P, C) are given, the id -1-j stands for slots[j]: a template's soft tokens among its hard ones.
-    Raises ValueError for ids or positions outside their tables.
+    (P, C) are given, the id -1-j stands for slots[j]: a template's soft tokens among its hard ones;
+    of a list, each row has its own, or None. Behind a row's first `lengths` (B,) tokens stands padding.
+    Raises ValueError for ids, or positions of tokens, outside their tables.
     """
-    wte = params["wte"]["weight"]
     ids = np.asarray(ids)
-    if ids.size and not (0 if slots is None else -len(slots)) <= ids.min() <= ids.max() < len(wte):
-        raise ValueError(f"token ids span {ids.min()}..{ids.max()}; the vocabulary is 0..{len(wte) - 1}")
+    return look_up(params["wte"]["weight"], ids, slots) + positions(params, ids.shape[1], offset, lengths)
+
+
+def look_up(wte, ids, slots=None):
+    """The rows of wte (V, C), or the slots, that ids (B, T) name: (B, T, C)."""
+    if isinstance(slots, list):
+        rows = [look_up(wte, row[None], own) for row, own in zip(ids, slots, strict=True)]
+        return array_module(wte).concatenate(rows)
+    check_ids(ids, len(wte), 0 if slots is None else len(slots))
     x, _ = embedding(like(np.maximum(ids, 0), wte), wte)
-    if slots is not None:
-        soft = like(ids < 0, wte)[..., None]
-        x = array_module(x).where(soft, slots[like(np.maximum(-1 - ids, 0), wte)], x)
-    return x + positions(params, ids.shape[1], offset)
+    if slots is None:
+        return x
+    soft = like(ids < 0, wte)[..., None]
+    return array_module(wte).where(soft, slots[like(np.maximum(-1 - ids, 0), wte)], x)
+
+
+def check_ids(ids, vocabulary, slots=0):
+    """Raises ValueError where an id is neither a token's, nor -1-j of one of the slots."""
+    if ids.size and not -slots <= ids.min() <= ids.max() < vocabulary:
+        placed = f", and -{slots}..-1 are slots" if slots else ""
+        raise ValueError(f"token ids span {ids.min()}..{ids.max()}; the vocabulary is 0..{vocabulary - 1}{placed}")
 
 
 def embed_backward(dx, params, ids, grads, offset=0):
@@ -42,16 +56,27 @@ def embed_backward(dx, params, ids, grads, offset=0):
 
 
 def embed_slots_backward(dx, ids, slots):
-    """dx (B, T, C) -> dslots (P, C): a slot that stands in several places, or rows, receives their sum."""
+    """dx (B, T, C) -> dslots (P, C): a slot that stands in several places, or rows, receives their sum.
+
+    Where each row has its own slots, or None, so are dslots.
+    """
+    if isinstance(slots, list):
+        rows = zip(dx, ids, slots, strict=True)
+        return [None if own is None else embed_slots_backward(d[None], row[None], own) for d, row, own in rows]
     dslots, soft = array_module(dx).zeros(slots.shape, dx.dtype), np.flatnonzero(ids < 0)
     add_at(dslots, like(-1 - ids.reshape(-1)[soft], dx), dx.reshape(-1, dx.shape[-1])[like(soft, dx)])
     return dslots
 
 
-def positions(params, T, offset=0):
-    """The rows of wpe for positions offset .. offset + T - 1: (T, C), or (B, T, C) for offsets (B,)."""
+def positions(params, T, offset=0, lengths=None):
+    """The rows of wpe for positions offset .. offset + T - 1: (T, C), or (B, T, C) for offsets (B,).
+
+    Where a row's `lengths` (B,) say that it is shorter, positions past the last one do no harm.
+    """
     wpe = params["wpe"]["weight"]
     where = np.asarray(offset)[..., None] + np.arange(T)
+    if where.size and where.max() >= len(wpe) and lengths is not None:
+        where = np.where(np.arange(T) < lengths[:, None], where, 0)
     if where.size and where.min() < 0:
         raise ValueError(f"position {where.min()} is negative")
     if where.size and where.max() >= len(wpe):

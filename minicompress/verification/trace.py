@@ -5,7 +5,7 @@ import numpy as np
 from minicompress.arrays import array_module, like, to_host
 from minicompress.compression.objectives import kl, likelihood
 from minicompress.gpt2 import backward, embed, embed_backward, forward, head_loss, logits
-from minicompress.gpt2.model import embed_slots_backward
+from minicompress.gpt2.model import check_ids, embed_slots_backward
 from minicompress.gpt2.prefix import Prefix, predictors, read_tokens
 from minicompress.layers.losses import log_softmax
 from minicompress.prompts.layout import flat_from_kv
@@ -31,10 +31,12 @@ def trace(model, rows, prompt=None, labels=None, teacher=None, teacher_context=N
     """
     params, _ = model
     ids, real = pad_rows(rows, 0), pad_rows([[1] * len(row) for row in rows], 0) == 1
+    in_rows = prompt is not None and prompt.in_rows
+    check_ids(ids, len(params["wte"]["weight"]), prompt.length if in_rows else 0)
     targets = pad_rows(labels or rows, IGNORED)
     targets[(ids < 0) & (targets < 0)] = IGNORED
     scored = (targets != IGNORED) & real
-    scored[:, 0] &= prompt is not None and prompt.carrier == "embeddings" and not prompt.template
+    scored[:, 0] &= prompt is not None and prompt.carrier == "embeddings" and not in_rows
     if not scored.any():
         raise ValueError("no target is scored: every label is -100, or is a first token that nothing predicts")
     grads = tree_map(lambda a: array_module(a).zeros(a.shape, a.dtype), params) if gradients == "all" else None
@@ -54,8 +56,20 @@ def make_objective(model, ids, scored, targets, teacher, teacher_context):
             raise ValueError(f"labels span {wanted.min()}..{wanted.max()}; the vocabulary is 0..{len(wte) - 1}")
         return likelihood(like(wanted, wte), weight)
     teacher = teacher or model
-    states, _ = predictors(*teacher, read_tokens(*teacher, teacher_context), ids, scored, keep="nothing")
+    prefix, rows = read_tokens(*teacher, teacher_context), without_slots(ids, scored)
+    states, _ = predictors(*teacher, prefix, *rows, keep="nothing")
     return kl(log_softmax(logits(teacher[0], states)), weight)
+
+
+def without_slots(ids, scored):
+    """What a teacher reads of rows in which slots stand, and where it is scored: the same tokens, moved together.
+
+    Raises ValueError where a slot's own place is scored: the teacher, which has none, expects nothing there.
+    """
+    for row, place in np.argwhere((ids < 0) & scored):
+        raise ValueError(f"row {row} scores place {place}, where a slot stands and the teacher has no token; label it -100")
+    order = np.argsort(ids < 0, axis=1, kind="stable")
+    return np.maximum(np.take_along_axis(ids, order, 1), 0), np.take_along_axis(scored, order, 1)
 
 
 def run_both_ways(model, ids, real, scored, prompt, objective, grads):

@@ -131,9 +131,9 @@ def made(here, model):
         ("text", ["text is not a soft prompt"]),
         ("plain", ["plain is not a soft prompt", "format"]),
         ("other", ["other was made for the model", "--model"]),
-        ("narrow", ["narrow", "12 wide", "24"]),
+        ("narrow", ["narrow", "embeddings are [3, 12]", "[3, 24]"]),
         ("long", ["n_positions is 128", "126 slots"]),
-        ("peft", ["peft", "12 wide", "24"]),
+        ("peft", ["peft", "embeddings are [3, 12]", "[3, 24]"]),
         ("empty", ["adapter_config.json"]),
     ],
 )
