@@ -203,5 +203,7 @@ class Run:
         return SoftPrompt(slots, self.recipe.carrier, self.recipe.positions, offset, beta, provenance=provenance)
 
     def prompt(self):
+        """The slots as they are now, and as they began, on the host; and where they come from."""
         sizes = {"context_tokens": len(self.ids), "queries": len(self.train)}
-        return self.as_prompt(tree_map(to_host, self.slots), **self.facts(), **sizes)
+        began = self.as_prompt(tree_map(to_host, self.initial)).slots
+        return replace(self.as_prompt(tree_map(to_host, self.slots), **self.facts(), **sizes), initial=began)

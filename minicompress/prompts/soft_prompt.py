@@ -28,6 +28,7 @@ class SoftPrompt:
     beta: Any = None  # (L, H, P): log-mass of each key, of the carrier kv
     template: str | None = None  # the rows' pattern; embeddings stand where it places slots, else in front
     raw: dict | None = None  # what a parameterisation trained, to go on from; `slots` are what it bakes to
+    initial: Any = None  # the slots before the first step, of the same shape; None where nobody kept them
     provenance: dict = field(default_factory=dict)  # the model's hash, the recipe, the seed
 
     @property
@@ -60,12 +61,13 @@ class SoftPrompt:
         return self.door.read(params, config, self.tree)[0]
 
     def save(self, path):
-        """One safetensors file: tensors named after the carrier, `beta`, `raw.…`, everything else in its metadata."""
+        """One safetensors file: tensors named after the carrier, `beta`, `initial`, `raw.…`; the rest is metadata."""
         metadata = {"format": FORMAT, "carrier": self.carrier, "positions": self.positions}
         metadata |= {"provenance": json.dumps(self.provenance)}
         metadata |= {"offset": str(self.offset)} if self.offset is not None else {}
         metadata |= {"template": self.template} if self.template else {}
         arrays = {self.carrier: self.slots} | ({} if self.beta is None else {"beta": self.beta})
+        arrays |= {} if self.initial is None else {"initial": self.initial}
         save_arrays(path, arrays | (flatten(self.raw, "raw") if self.raw else {}), metadata)
 
     @classmethod
@@ -85,7 +87,8 @@ class SoftPrompt:
                 raise ValueError("its provenance is no JSON object")
             offset, raw = metadata.get("offset"), {n: x for n, x in tensors.items() if n.startswith("raw.")}
             prompt = cls(tensors[carrier], carrier, metadata["positions"], offset and int(offset), tensors.get("beta"),
-                         metadata.get("template"), unflatten(raw)["raw"] if raw else None, provenance)  # fmt: skip
+                         metadata.get("template"), unflatten(raw)["raw"] if raw else None, tensors.get("initial"),
+                         provenance)  # fmt: skip
             prompt.check()
             return prompt
         except (SafetensorError, KeyError, ValueError, TypeError) as reason:
@@ -114,6 +117,8 @@ class SoftPrompt:
             wanted = shape[:1] + shape[2:4]
             if self.carrier != "kv" or self.beta.shape != wanted or not (self.beta < np.inf).all():
                 raise ValueError(f"its beta has shape {list(self.beta.shape)}; the carrier kv takes (L, H, P), below ∞")
+        if self.initial is not None and (self.initial.shape != shape or not np.isfinite(self.initial).all()):
+            raise ValueError(f"its initial slots have shape {list(self.initial.shape)}; {list(shape)} is needed, finite")
         if self.in_rows and self.carrier != "embeddings":
             raise ValueError(f"its template places embeddings, and its carrier is {self.carrier}")
 
