@@ -42,13 +42,7 @@ def generate(params, config, rows, steps, prefix=None, stop=None, **sampling):
     prefix, lengths = prefix or Prefix(), np.array([len(row) for row in rows])
     if not lengths.all():
         raise ValueError("a row to continue is empty; give it at least one token")
-    begins = int(np.max(prefix.start))
-    need = begins + lengths.max() + steps
-    if need > config.n_positions:
-        raise ValueError(
-            f"n_positions is {config.n_positions:,}; {begins:,} of prefix + {lengths.max():,} of text"
-            f" + {steps:,} new tokens need {need:,}"
-        )
+    check_room(config, prefix.start, lengths, steps)
     hidden, memory = prefill(params, config, rows, lengths, prefix, steps)
     written, running = [[] for _ in rows], np.ones(len(rows), bool)
     for step in range(steps):
@@ -65,12 +59,23 @@ def generate(params, config, rows, steps, prefix=None, stop=None, **sampling):
     return written
 
 
+def check_room(config, start, lengths, steps):
+    """Raises ValueError where one of the rows of `lengths` (B,) that begin at `start` has no room for so many steps."""
+    row = int(np.argmax(start + lengths))
+    begins, length = int(np.broadcast_to(start, len(lengths))[row]), int(lengths[row])
+    if (need := begins + length + steps) > config.n_positions:
+        raise ValueError(
+            f"n_positions is {config.n_positions:,}; {begins:,} of prefix + {length:,} of text"
+            f" + {steps:,} new tokens need {need:,}"
+        )
+
+
 def prefill(params, config, rows, lengths, prefix, steps):
     """Reads the rows at once -> the last real state of each (B, C), and the memory with room for `steps` more."""
     ids = np.zeros((len(rows), lengths.max()), int)
     for row, tokens in enumerate(rows):
         ids[row, : len(tokens)] = tokens
-    x = embed(params, ids, prefix.start, prefix.slots)
+    x = embed(params, ids, prefix.start, prefix.slots, lengths)
     hidden, present, _ = forward(params, config, x, prefix.past, prefix.key_mask(*ids.shape), keep="nothing")
     memory = Memory(prefix, present, lengths, steps)
     ends = like(lengths - 1, hidden)

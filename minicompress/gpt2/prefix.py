@@ -26,7 +26,8 @@ class Prefix(NamedTuple):
     length: int = 0  # P
     start: Any = 0  # position of a row's first token: a number, or one for each row (B,)
     mask: Any = None  # (B, P), False where a row's own prefix is shorter; None where none is
-    slots: Any = None  # (P, C) that the rows themselves place, by negative ids
+    slots: Any = None  # (P, C) that the rows themselves place, by negative ids; a list where each has its own
+    predicts: Any = None  # (B,) on the host, whether a row's first token is predicted; None: whether `last` is there
 
     def key_mask(self, rows, T):
         """(B, P + T) for rows of T tokens, or None where every key may be seen."""
@@ -77,19 +78,25 @@ def read_slots_backward(asked, cache, grads=None):
 EMBEDDINGS = Door(read_slots, read_slots_backward)
 
 
+def check_first(scored, predicts):
+    """Raises ValueError where a row's first token is scored, but not predicted; predicts: of all rows, or each (B,)."""
+    if len(rows := np.flatnonzero(scored[:, 0] & ~np.asarray(predicts))):
+        raise ValueError(f"row {rows[0]}: its first token is scored, but nothing stands before it to predict it")
+
+
 def predictors(params, config, prefix, ids, scored, keep="nothing"):
     """The states that predict the scored targets.
 
     ids (B, T) on the host, rows padded on the right; scored (B, T), True where ids[b, t] is a
     target. Returns hidden (N, C) for the N scored targets, row by row, and the cache. Raises
-    ValueError where a first token is scored and nothing stands before it.
+    ValueError where a first token is scored and nothing stands before it. What stands behind a
+    row's last target predicts nothing: it is padding, whatever it is.
     """
-    if prefix.last is None and scored[:, 0].any():
-        raise ValueError("the first token of a row is scored, but nothing stands before it to predict it")
+    check_first(scored, (prefix.last is not None) if prefix.predicts is None else prefix.predicts)
     if ids.shape[1] == 1:  # a column of padding, so that there is something to read
         ids, scored = (np.pad(a, ((0, 0), (0, 1))) for a in (ids, scored))
-    read = ids[:, :-1]  # the last token predicts nothing
-    x = embed(params, read, prefix.start, prefix.slots)
+    read, ends = ids[:, :-1], (scored * np.arange(scored.shape[1])).max(1)  # the last token predicts nothing
+    x = embed(params, read, prefix.start, prefix.slots, ends)
     hidden, _, cache = forward(params, config, x, prefix.past, prefix.key_mask(*read.shape), keep)
     xp, (B, _, C) = array_module(x), x.shape
     first = prefix.last if prefix.last is not None else xp.zeros_like(x[:1, :1])
