@@ -96,12 +96,13 @@ def embedding_case(rng, B, T, P, H, D):
     return {"weight": normal(rng, P + 1, D)}, f, gradients
 
 
-def attention_case(rng, B, T, P, H, D, past_rows=None, masked=False):
-    """past_rows: None without a past, 1 where one serves all rows, "each" for a past per row."""
+def attention_case(rng, B, T, P, H, D, past_rows=None, masked=False, masses=False):
+    """past_rows: None without a past, 1 where one serves all rows, "each" for a past per row; masses: with β."""
     inputs = {name: normal(rng, B, H, T, D) for name in "qkv"}
     if past_rows:
         rows = B if past_rows == "each" else 1
         inputs |= {name: normal(rng, rows, H, P, D) for name in ("past_k", "past_v")}
+        inputs |= {"beta": normal(rng, rows, H, P)} if masses else {}
     S = T + (P if past_rows else 0)
     key_mask = None
     if masked:
@@ -109,7 +110,7 @@ def attention_case(rng, B, T, P, H, D, past_rows=None, masked=False):
         key_mask[:, S - T] = True  # each query sees something
 
     def run(i):
-        past = (i["past_k"], i["past_v"]) if past_rows else None
+        past = tuple(i[name] for name in ("past_k", "past_v", "beta") if name in i) or None
         return attention.attention(i["q"], i["k"], i["v"], past, key_mask)
 
     def gradients(i, dout):
@@ -181,6 +182,9 @@ LAYERS = {
     "attention, shared past, masked": variant(attention_case, past_rows=1, masked=True),
     "attention, past per row": variant(attention_case, past_rows="each"),
     "attention, past per row, masked": variant(attention_case, past_rows="each", masked=True),
+    "attention, shared past, masses": variant(attention_case, past_rows=1, masses=True),
+    "attention, shared past, masses, masked": variant(attention_case, past_rows=1, masses=True, masked=True),
+    "attention, past per row, masses": variant(attention_case, past_rows="each", masses=True),
     "softmax": softmax_case,
     "cross-entropy": cross_entropy_case,
     "kl": kl_case,
@@ -273,8 +277,8 @@ def textbook_lstm(x, weight_ih, weight_hh, bias_ih, bias_hh, reverse=False):
     return out
 
 
-def textbook_attention(q, k, v, past_k=None, past_v=None):
-    """One query at a time: its weights over all keys up to its own, one after another."""
+def textbook_attention(q, k, v, past_k=None, past_v=None, beta=None):
+    """One query at a time: its weights over all keys up to its own, one after another; a key of the past counts e^β."""
     B, H, T, D = q.shape
     P = 0 if past_k is None else past_k.shape[2]
     out = np.empty_like(q)
@@ -284,6 +288,8 @@ def textbook_attention(q, k, v, past_k=None, past_v=None):
             row = b % len(past_k)
             keys, values = np.r_[past_k[row, h], keys], np.r_[past_v[row, h], values]
         weights = np.array([math.exp(q[b, h, t] @ key / math.sqrt(D)) for key in keys])
+        if beta is not None:
+            weights[:P] *= np.exp(beta[row, h])
         out[b, h, t] = weights @ values / weights.sum()
     return out
 
@@ -318,7 +324,7 @@ TEXTBOOK = {"layernorm": textbook_layernorm, "gelu": textbook_gelu, "relu": lamb
             "tanh": lambda x: 1 - 2 / (np.exp(2 * x) + 1), "lstm": textbook_lstm,
             "lstm, reverse": partial(textbook_lstm, reverse=True)}  # fmt: skip
 DEFINED = [*TEXTBOOK, "attention", "attention, shared past", "attention, past per row",
-           "cross-entropy", "kl", "kl at T = 2"]  # fmt: skip
+           "attention, shared past, masses", "attention, past per row, masses", "cross-entropy", "kl", "kl at T = 2"]  # fmt: skip
 
 
 # PyTorch's numbers, kept in a file.

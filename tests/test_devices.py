@@ -95,9 +95,12 @@ def test_lstm_and_activations(xp, reverse, rng):
 @pytest.mark.parametrize("past_rows", [0, 1, 2])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("T", [1, 4])
-def test_attention(xp, past_rows, masked, T, rng):
+@pytest.mark.parametrize("masses", [False, True])
+def test_attention(xp, past_rows, masked, T, masses, rng):
     q, k, v, dout = rng.standard_normal((4, 2, 3, T, 5))
     past = list(rng.standard_normal((2, past_rows, 3, 2, 5))) if past_rows else None
+    if past and masses:
+        past.append(rng.standard_normal((past_rows, 3, 2)))
     key_mask = rng.random((2, T + 2 * bool(past))) < 0.7 if masked else None
     if masked:
         key_mask[:, -T] = True
@@ -106,7 +109,7 @@ def test_attention(xp, past_rows, masked, T, rng):
         mask = None if key_mask is None else xp.asarray(key_mask)
         out, cache = attention.attention(q, k, v, past and [xp.asarray(a) for a in past], mask)
         *dqkv, dpast = attention.attention_backward(dout, cache)
-        return dict(zip("oqkvKV", [out, *dqkv, *(dpast or ())], strict=False))
+        return dict(zip("oqkvKVb", [out, *dqkv, *(dpast or ())], strict=False))
 
     both(xp, run, q, k, v, dout)
 

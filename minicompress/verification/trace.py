@@ -67,7 +67,9 @@ def without_slots(ids, scored):
     Raises ValueError where a slot's own place is scored: the teacher, which has none, expects nothing there.
     """
     for row, place in np.argwhere((ids < 0) & scored):
-        raise ValueError(f"row {row} scores place {place}, where a slot stands and the teacher has no token; label it -100")
+        raise ValueError(
+            f"row {row}, place {place}: a slot is scored, and the teacher has no token there; label it -100"
+        )
     order = np.argsort(ids < 0, axis=1, kind="stable")
     return np.maximum(np.take_along_axis(ids, order, 1), 0), np.take_along_axis(scored, order, 1)
 

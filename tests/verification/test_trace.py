@@ -1,6 +1,7 @@
 """The verifier's contract: every tensor's name, shape and value, the loss, and every gradient."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,10 +18,12 @@ from minicompress.gpt2.init import shapes
 from minicompress.trees import tree_map
 from minicompress.verification.oracles import central_difference, relative_error
 from minicompress.verification.trace import trace
-from tracing import CHECKS, UNTIED, Case, forward_error, loss_error, prompt_error, soft, weight_errors
+from reading import KINDS
+from tracing import CHECKS, UNTIED, Case, forward_error, loss_error, prompt_error, weight_errors
 
 each_loss = pytest.mark.parametrize("loss", ["ce", "kl"])
 each_prompt = pytest.mark.parametrize("slots", [0, 1, 4])
+each_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 @pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS)
@@ -40,7 +43,7 @@ def test_the_tensors_are_exactly_those_of_the_contract(slots, loss):
     expected |= {f"attention.{layer}": (B, H, T, slots + T) for layer in range(2)}
     expected |= {"first_logits": (B, V), "grad.prompt": (slots, C)} if slots else {}
     case = Case(slots, loss)
-    plain = trace(case.model, case.rows, soft(case.prompt), case.labels, case.teacher, case.context)
+    plain = trace(case.model, case.rows, case.prompt, case.labels, case.teacher, case.context)
     assert {name: x.shape for name, x in plain.items()} == expected
     expected |= {f"grad.model.{name}": shape for name, shape in shapes(TINY).items()}
     assert {name: x.shape for name, x in case.traced.items()} == expected
@@ -48,10 +51,29 @@ def test_the_tensors_are_exactly_those_of_the_contract(slots, loss):
     assert all(np.array_equal(x, case.traced[name]) for name, x in plain.items())  # with `all`, the same and more
 
 
-def test_float32_stays_float32():
-    case = Case()
-    model = random_params(TINY, case.rng, np.float32), TINY
-    traced = trace(model, case.rows, soft(case.prompt.astype(np.float32)), case.labels, gradients="all")
+@each_loss
+@each_kind
+def test_the_tensors_of_every_carrier(kind, loss):
+    """Only embeddings in front predict a first token; keys and values have PEFT's flat gradient, masses their own."""
+    case = Case(4, loss, kind=kind)
+    B, T, L, C, H, V = 3, max(map(len, case.rows)), TINY.n_layer, TINY.n_embd, TINY.n_head, TINY.vocab_size
+    expected = {"logits": (B, T, V), "loss": ()} | {f"hidden.{layer}": (B, T, C) for layer in range(L + 1)}
+    expected |= {f"attention.{layer}": (B, H, T, T if kind == "in rows" else 4 + T) for layer in range(L)}
+    expected |= {f"grad.model.{name}": shape for name, shape in shapes(TINY).items()}
+    expected |= {"first_logits": (B, V)} if kind.startswith("embeddings") else {}
+    expected |= {"grad.beta": (L, H, 4)} if "masses" in kind else {}
+    flat = {"kv": (4, 2 * L * C), "hidden": (L, 4, C)}
+    expected["grad.prompt"] = flat.get(kind.split(",")[0].split(" with")[0], (4, C))
+    assert {name: x.shape for name, x in case.traced.items()} == expected
+    assert all(x.dtype == np.float64 and x.flags.c_contiguous for x in case.traced.values())
+
+
+@each_kind
+def test_float32_stays_float32(kind):
+    case = Case(kind=kind)
+    model, small = (random_params(TINY, case.rng, np.float32), TINY), lambda x: None if x is None else x.astype("f4")
+    prompt = replace(case.prompt, slots=small(case.prompt.slots), beta=small(case.prompt.beta))
+    traced = trace(model, case.rows, prompt, case.labels, gradients="all")
     assert {x.dtype for x in traced.values()} == {np.dtype(np.float32)}
 
 
@@ -62,6 +84,12 @@ def test_float32_stays_float32():
 @pytest.mark.parametrize("seed", [1, 2])
 def test_ragged_rows_equal_each_row_read_alone(slots, seed):
     assert forward_error(slots=slots, seed=seed) <= 1e-12
+
+
+@each_kind
+@pytest.mark.parametrize("P", [1, 5])
+def test_every_carrier_equals_each_row_read_the_plain_way(kind, P):
+    assert forward_error(slots=P, kind=kind, seed=3) <= 1e-12
 
 
 @each_prompt
@@ -125,7 +153,7 @@ def test_one_token_behind_one_slot_is_scored_by_the_slot_alone():
 
 def test_a_prompt_that_is_the_teachers_context_leaves_no_divergence_and_no_gradient():
     case = Case(6, "kl")
-    case.prompt = case.model[0]["wte"]["weight"][case.context]
+    case.prompt = replace(case.prompt, slots=case.model[0]["wte"]["weight"][case.context])
     assert abs(case.traced["loss"]) <= 1e-14
     assert max(np.abs(x).max() for name, x in case.traced.items() if name.startswith("grad")) <= 1e-13
 
@@ -137,7 +165,7 @@ def test_the_divergence_is_from_the_teacher_and_a_label_says_only_where():
     others = [[label if label == -100 else 0 for label in row] for row in case.labels]
     assert Case(4, "kl", own_teacher=False, labels=others).traced["loss"] == loss > 0
     assert Case(4, "kl").traced["loss"] != loss
-    elsewhere = trace(case.model, case.rows, soft(case.prompt), case.labels, case.teacher, case.context[1:])
+    elsewhere = trace(case.model, case.rows, case.prompt, case.labels, case.teacher, case.context[1:])
     assert elsewhere["loss"] != loss
 
 
@@ -154,10 +182,38 @@ def test_the_gradient_of_the_prompt(slots, loss, own_teacher):
 
 
 @each_loss
+@each_kind
+@pytest.mark.parametrize("slots", [1, 4])
+def test_the_gradient_of_slots_of_every_carrier(kind, slots, loss):
+    options = {"slots": slots, "loss": loss, "kind": kind, "own_teacher": False, "seed": 1}
+    assert prompt_error(**options) <= 1e-12
+    assert prompt_error(central_difference, **options) <= 1e-7
+
+
+@given(kind=st.sampled_from(KINDS), loss=st.sampled_from(["ce", "kl"]), slots=st.integers(1, 4), seed=st.integers(0, 2**32 - 1))
+def test_finite_differences_of_slots(kind, loss, slots, seed):
+    assert prompt_error(central_difference, kind=kind, loss=loss, slots=slots, seed=seed) <= 1e-6
+
+
+@each_loss
 @each_prompt
 def test_the_gradient_of_every_weight(slots, loss):
     errors = weight_errors(slots=slots, loss=loss, seed=1)
     assert errors.keys() == shapes(TINY).keys() and max(errors.values()) <= 1e-12, errors
+
+
+@each_loss
+@each_kind
+def test_the_gradient_of_every_weight_behind_every_carrier(kind, loss):
+    errors = weight_errors(slots=3, loss=loss, kind=kind, seed=1)
+    assert errors.keys() == shapes(TINY).keys() and max(errors.values()) <= 1e-12, errors
+
+
+@each_loss
+@each_kind
+def test_every_carrier_with_a_head_of_its_own(kind, loss):
+    options = {"slots": 3, "loss": loss, "config": UNTIED, "kind": kind}
+    assert max(forward_error(**options), loss_error(**options), prompt_error(**options)) <= 1e-13
 
 
 @each_loss
@@ -196,6 +252,30 @@ def test_without_a_scored_target_there_is_nothing_to_trace(rows, labels, slots):
         Case(slots, rows=rows, labels=labels).traced  # noqa: B018
 
 
+@pytest.mark.parametrize("kind, lowest", [("embeddings", 0), ("hidden", 0), ("kv", 0), ("in rows", -4)])
+def test_ids_that_name_neither_a_token_nor_a_slot(kind, lowest):
+    """Slots stand in rows only where the prompt's template says so; whatever the labels, the ids are looked at first."""
+    case = Case(kind=kind)
+    for labels in (None, [[1, 2]], [[-100, -100]]):
+        with pytest.raises(ValueError, match=rf"token ids span {lowest - 1}\.\.1; the vocabulary is 0\.\.16"):
+            trace(case.model, [[1, lowest - 1]], case.prompt, labels)
+
+
+def test_a_teacher_reads_rows_without_their_slots():
+    """The teacher's distributions behind 'a slot b', as behind 'a b'; a slot itself cannot be scored against them."""
+    case = Case(2, "kl", own_teacher=False, kind="in rows", rows=[[4]], labels=[[4]])
+    traced = lambda rows, labels: trace(case.model, rows, case.prompt, labels, case.teacher, case.context)["loss"]
+    assert traced([[3, -1, -2, 5]], [[-100, -100, -100, 5]]) != traced([[3, -1, 5]], [[-100, -100, 5]])
+    logits = trace(case.teacher, [case.context + [3, 5]])["logits"][0, -2]  # the teacher's, before 5
+    for row in ([3, -1, -2, 5], [-1, 3, 5], [3, -2, -2, -1, 5], [3, -1, 5, -2]):
+        labels = [[5 if i == 5 else -100 for i in row]]
+        ours = trace(case.model, [row], case.prompt, labels)["logits"][0, row.index(5) - 1]
+        p, q = (x - np.log(np.exp(x).sum()) for x in (logits, ours))
+        assert relative_error(traced([row], labels), (np.exp(p) * (p - q)).sum()) <= 1e-13
+    with pytest.raises(ValueError, match="row 1, place 2: a slot is scored, and the teacher has no token there; label it -100"):
+        traced([[1, 2], [3, 4, -1]], [[-100, 2], [-100, 4, 4]])
+
+
 @pytest.mark.parametrize("label", [17, -1, -101])
 def test_labels_outside_the_vocabulary(label):
     with pytest.raises(ValueError, match=r"labels span .*the vocabulary is 0\.\.16"):
@@ -206,8 +286,20 @@ def test_labels_outside_the_vocabulary(label):
 @each_prompt
 def test_other_devices_trace_the_same(xp, slots, loss):
     case = Case(slots, loss)
-    params, prompt = tree_map(xp.asarray, case.model[0]), None if case.prompt is None else xp.asarray(case.prompt)
-    there = trace((params, TINY), case.rows, soft(prompt), case.labels, None, case.context, "all")
+    equal_there(xp, case)
+
+
+@each_loss
+@each_kind
+def test_other_devices_trace_every_carrier_the_same(xp, kind, loss):
+    equal_there(xp, Case(3, loss, kind=kind))
+
+
+def equal_there(xp, case):
+    params, prompt, there = tree_map(xp.asarray, case.model[0]), case.prompt, lambda x: None if x is None else xp.asarray(x)
+    if prompt:
+        prompt = replace(prompt, slots=there(prompt.slots), beta=there(prompt.beta))
+    there = trace((params, TINY), case.rows, prompt, case.labels, None, case.context, "all")
     assert there.keys() == case.traced.keys()
     assert all(relative_error(to_host(x), case.traced[name]) <= 1e-12 for name, x in there.items())
 
@@ -220,7 +312,7 @@ def test_the_command_reads_a_peft_folder(dtype, tolerance, tmp_path, capsys):
     prompt.mkdir()
     facts = {"peft_type": "PROMPT_TUNING", "task_type": "CAUSAL_LM", "num_virtual_tokens": 4}
     (prompt / "adapter_config.json").write_text(json.dumps(facts))
-    save_file({"prompt_embeddings": case.prompt}, prompt / "adapter_model.safetensors")
+    save_file({"prompt_embeddings": case.prompt.slots}, prompt / "adapter_model.safetensors")
     for name, value in (("tokens", case.rows), ("labels", case.labels)):
         (tmp_path / f"{name}.json").write_text(json.dumps(value))
     cli.trace(tmp_path / "tokens.json", out, model, prompt, tmp_path / "labels.json", dtype=dtype, gradients="all", as_json=True)
