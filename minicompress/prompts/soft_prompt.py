@@ -118,7 +118,7 @@ class SoftPrompt:
             if self.carrier != "kv" or self.beta.shape != wanted or not (self.beta < np.inf).all():
                 raise ValueError(f"its beta has shape {list(self.beta.shape)}; the carrier kv takes (L, H, P), below ∞")
         if self.initial is not None and (self.initial.shape != shape or not np.isfinite(self.initial).all()):
-            raise ValueError(f"its initial slots have shape {list(self.initial.shape)}; {list(shape)} is needed, finite")
+            raise ValueError(f"its initial slots have shape {list(self.initial.shape)}; finite {list(shape)} is needed")
         if self.in_rows and self.carrier != "embeddings":
             raise ValueError(f"its template places embeddings, and its carrier is {self.carrier}")
 
