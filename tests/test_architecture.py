@@ -15,6 +15,7 @@ FLOORS = [  # imports point only downwards: to a lower floor, or within one fold
     {"training"},
     {"prompts"},
     {"compression"},
+    {"tuning"},
     {"evaluation"},
     {"verification"},
     {"report"},

@@ -5,10 +5,11 @@ import sys
 from minicompress.cli.common import app
 from minicompress.cli.compress import compress
 from minicompress.cli.inspect import inspect
+from minicompress.cli.tune import tune
 from minicompress.cli.use import ask, generate
 from minicompress.cli.verify import trace
 
-__all__ = ["app", "ask", "compress", "generate", "inspect", "main", "trace"]
+__all__ = ["app", "ask", "compress", "generate", "inspect", "main", "trace", "tune"]
 
 
 def main() -> None:

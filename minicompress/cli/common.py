@@ -30,3 +30,13 @@ def show(result: Any, as_json: bool, text: Any) -> None:
 def bar() -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"))
     return Progress(*columns, TimeRemainingColumn(), console=aside)
+
+
+def take_up(run: Any, checkpoint: Path, resume: bool) -> None:
+    """The run goes on from its checkpoint where that is wanted and there; else what becomes of either is said."""
+    if resume and checkpoint.exists():
+        run.resume(checkpoint)
+    elif resume:
+        aside.print(f"there is no {checkpoint}; starting afresh")
+    elif checkpoint.exists():
+        aside.print(f"{checkpoint} of an earlier run will be overwritten; --resume would have gone on from it")

@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 
 from minicompress import commands
-from minicompress.cli.common import Device, Json, ModelDir, app, aside, bar, show
+from minicompress.cli.common import Device, Json, ModelDir, app, aside, bar, show, take_up
 from minicompress.compression.run import Recipe, Run
 from minicompress.evaluation.baselines import evaluate, trained_prefixes
 from minicompress.prompts.carriers import DOORS, POSITIONS
@@ -78,14 +78,7 @@ def compress(
     with Shards() as shards:
         with aside.status("the teacher reads the context and writes questions" if not queries else "the teacher reads"):
             run = Run(student, reader, text, recipe, queries, evaluate_on, shards)
-        if resume and checkpoint.exists():
-            run.resume(checkpoint)
-        elif resume or checkpoint.exists():
-            aside.print(
-                f"there is no {checkpoint}; starting afresh"
-                if resume
-                else f"{checkpoint} of an earlier run will be overwritten; --resume would have gone on from it"
-            )
+        take_up(run, checkpoint, resume)
         aside.print(f"{len(run.ids):,} tokens; {len(run.train)} queries to train on, {len(run.held)} held out")
         extra = train(run, checkpoint, (other or OTHER_CONTEXT) if baselines == "all" else None)
         run.prompt().save(out)

@@ -16,7 +16,7 @@ from minicompress.gpt2.prefix import read_tokens
 from minicompress.prompts.initialise import initialise
 from minicompress.prompts.soft_prompt import SoftPrompt, text_hash
 from minicompress.training.adamw import adamw_init
-from minicompress.training.checkpoints import load_tree, save_tree
+from minicompress.training.checkpoints import load_own, save_tree
 from minicompress.trees import tree_map
 
 QUERY_TOKENS = 48  # room for a question and its answer
@@ -172,12 +172,7 @@ class Run:
 
     def resume(self, checkpoint):
         """Takes up the run whose checkpoint this is; raises ValueError where it was another run's."""
-        tree, facts = load_tree(checkpoint)
-        for name, ours in (self.facts() | {"train": [q.ids for q in self.train]}).items():
-            if facts.get(name) != ours:
-                raise ValueError(
-                    f"{checkpoint} belongs to a run with another {name}; leave out --resume to start afresh"
-                )
+        tree, facts = load_own(checkpoint, **self.facts(), train=[q.ids for q in self.train])
         self.slots, m, v = (place(tree[name], self.model.wte) for name in ("slots", "m", "v"))
         self.state = {"step": facts["step"], "m": {"slots": m}, "v": {"slots": v}}
         self.completed = self.snapshot()

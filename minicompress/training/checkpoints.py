@@ -53,3 +53,12 @@ def load_tree(path):
             return unflatten({name: file.get_tensor(name) for name in file.keys()}), facts  # noqa: SIM118
     except (SafetensorError, KeyError, ValueError) as reason:
         raise ValueError(f"{path} is not a checkpoint of this program ({reason}); delete it to start afresh") from None
+
+
+def load_own(path, **ours):
+    """`load_tree` of a run's own checkpoint. Raises ValueError where one of the facts is another run's."""
+    tree, facts = load_tree(path)
+    for name, value in ours.items():
+        if facts.get(name) != value:
+            raise ValueError(f"{path} belongs to a run with another {name}; leave out --resume to start afresh")
+    return tree, facts

@@ -1,0 +1,1 @@
+"""Supervised tuning: examples with their answers, and slots that follow the answers' likelihood."""

@@ -1,0 +1,159 @@
+"""What a tuning looks like from outside, and what is suspicious about it, in plain lines.
+
+A loss that does not fall looks the same for many reasons. Here each reason is measured by itself: do the
+slots feel a gradient, have they moved, does attention look at nothing else, is the answer always the same,
+has the data what the verbalizer says. A healthy tuning gives no line.
+"""
+
+import numpy as np
+
+from minicompress.arrays import to_host
+from minicompress.compression.queries import pad
+from minicompress.gpt2 import embed, forward
+from minicompress.prompts.soft_prompt import SLOT_AXIS
+from minicompress.trees import flatten
+from minicompress.tuning.scores import majority
+
+ROWS = 16  # of the training rows, to measure on
+DEAF = 1e-4  # of the loss: what a slot would change by its own length, to first order
+UNMOVED = 1e-2  # of the slots' length
+FULL = 0.99  # of one head's attention
+LONG = 30  # times the length of the model's embeddings
+
+
+def diagnose(run):
+    """-> what was measured, a dict ready for JSON, and the lines, of a Tuning that has ended."""
+    measured = measure(run)
+    lines = data_lines(run.task, run.model.tokenizer)
+    lines += gradient_lines(measured["felt"], measured["raw_gradient"])
+    lines += movement_lines(measured["moved"], measured["attention_on_slots"], measured["length_ratio"])
+    if run.task.words:
+        lines += prediction_lines(run.history[run.best_at], run.task)
+        lines += frequency_lines(last_loss(run.history), run.task)
+    if len(run.history) > 1 and run.best_at == 0:
+        lines.append("no evaluation was better than the untrained slots, which are what is saved")
+    return measured, lines
+
+
+def measure(run):
+    """Of the slots after the last step: gradient, movement, and the attention that rests on them."""
+    slots, axis = run.bake(run.raw)[0], SLOT_AXIS[run.recipe.carrier]
+    queries = run.task.train[:ROWS]
+    loss, dslots = run.gradient(queries, slots)
+    _, draw = run.gradient(queries)
+    lengths, slopes = (np.linalg.norm(by_slot(x, axis), axis=1) for x in (slots, dslots))
+    begun = by_slot(run.initial, axis)
+    moved = np.linalg.norm(by_slot(slots, axis) - begun) / (np.linalg.norm(begun) or 1)
+    felt = slopes * (lengths.mean() or 1) / loss
+    share = attention_on_slots(run, slots, queries)
+    ratio = lengths.mean() / np.linalg.norm(to_host(run.model.wte), axis=1).mean()
+    return {
+        "felt": felt.tolist(),
+        "raw_gradient": float(max(np.abs(to_host(g)).max(initial=0) for g in flatten(draw).values())),
+        "moved": float(moved),
+        "attention_on_slots": float((share > FULL).mean()),
+        "length_ratio": float(ratio) if run.recipe.carrier == "embeddings" else None,
+    }
+
+
+def by_slot(slots, axis):
+    """Slots of any carrier -> (P, numbers of one slot) on the host."""
+    host = np.moveaxis(to_host(slots).astype(np.float64), axis, 0)
+    return host.reshape(len(host), -1)
+
+
+def attention_on_slots(run, slots, queries):
+    """(L, B, H): how much of a head's attention rests on slots, as the first token of each answer is predicted."""
+    (params, config), prompt = run.model.pair, run.as_prompt(slots)
+    prefix, (ids, _) = prompt.prefix(params, config), pad(queries)
+    x = embed(params, ids, prefix.start, prefix.slots)
+    _, _, (caches, _) = forward(params, config, x, prefix.past)
+    on_slots = np.concatenate([np.ones((len(ids), prefix.length), bool), ids < 0], axis=1)  # (B, S)
+    rows, places = np.arange(len(ids)), np.array([max(0, q.start - 1) for q in queries])
+    probs = [to_host(cache["attn"]["attention"][-1])[rows, :, places] for cache in caches]  # each (B, H, S)
+    return np.stack([(p * on_slots[:, None]).sum(-1) for p in probs])
+
+
+def last_loss(history):
+    """The mean training loss since the evaluation before the last; None without a step."""
+    return history[-1]["train_loss"]
+
+
+def gradient_lines(felt, raw_gradient):
+    """felt: for each slot, what it would change of the loss by its own length, as a share of the loss."""
+    deaf = [slot for slot, share in enumerate(felt) if not share > DEAF]
+    if len(deaf) == len(felt):
+        return ["no slot feels a gradient: nothing between the slots and the answer depends on them"]
+    lines = [] if raw_gradient else ["the slots feel a gradient, but none reaches the arrays that are trained"]
+    if deaf:
+        lines.append(f"{len(deaf)} of {len(felt)} slots feel no gradient: {numbers(deaf)}")
+    return lines
+
+
+def movement_lines(moved, full, ratio):
+    lines = []
+    if moved < UNMOVED:
+        lines.append(f"the slots moved by {moved:.2g} of their length: --lr or --steps is too small")
+    if full > 0.5:
+        lines.append(
+            f"{full:.0%} of the heads attend to slots alone ({FULL:.0%} and more), not to the text; lower --lr"
+        )
+    if ratio is not None and ratio > LONG:
+        lines.append(f"the slots are {ratio:.0f} times as long as the model's embeddings, and saturate it; lower --lr")
+    return lines
+
+
+def prediction_lines(best, task):
+    """What the best evaluation predicted."""
+    said = [label for label, count in best["predicted"].items() if count]
+    right, common, classes = best["accuracy"], majority(task.held), {q.answer for q in task.held}
+    if len(said) == 1 and len(classes) > 1:
+        return [f"every prediction is {said[0]!r}: accuracy {right:.1%}, where the commonest label has {common:.1%}"]
+    if right <= common and len(classes) > 1:
+        return [f"accuracy {right:.1%} is not above {common:.1%}, the commonest label's share"]
+    return []
+
+
+def frequency_lines(loss, task):
+    """The loss of whoever knows how often each label occurs, and nothing else, is the labels' entropy."""
+    answers = [q.answer for q in task.train]
+    counts = np.array([answers.count(label) for label in task.words])
+    shares = counts[counts > 0] / len(answers)
+    tokens = sum(len(task.words[answer]) for answer in answers) / len(answers)
+    guess = float(-(shares * np.log(shares)).sum() / tokens)
+    if loss is None or len(shares) < 2 or loss < guess:
+        return []
+    return [f"the training loss, {loss:.3f}, is not below {guess:.3f}, that of always giving the labels' frequencies"]
+
+
+def data_lines(task, tokenizer):
+    """Labels without a word, words spelled in bytes or not to be told apart, labels that training never shows."""
+    lines = [f"the label {label!r} is not in the verbalizer; its own word stands for it" for label in task.unnamed]
+    lines += [f"the verbalizer names {label!r}, which no example has" for label in task.unused]
+    for label, ids in task.words.items():
+        if any("\ufffd" in tokenizer.decode([token]) for token in ids):  # a piece that is no whole character
+            lines.append(
+                f"label outside the vocabulary: {label!r}, whose word is spelled in {len(ids)} bytes and pieces"
+            )
+    lines += collisions(task.words)
+    taught = {q.answer for q in task.train}
+    for label in sorted({q.answer for q in task.held} - taught):
+        lines.append(f"the label {label!r} is held out, but no training example has it")
+    return lines
+
+
+def collisions(words):
+    lines, names = [], list(words)
+    for i, one in enumerate(names):
+        for other in names[i + 1 :]:
+            short, long = sorted((one, other), key=lambda label: len(words[label]))
+            if words[long][: len(words[short])] == words[short]:
+                lines.append(f"the word of {long!r} begins with all of {short!r}'s, which is therefore always likelier")
+            elif words[one][0] == words[other][0]:
+                lines.append(f"the words of {one!r} and {other!r} begin with the same token")
+    return lines
+
+
+def numbers(many, most=8):
+    """0, 1, 2, … of many."""
+    return ", ".join(map(str, many[:most])) + (", …" if len(many) > most else "")
