@@ -9,7 +9,7 @@ import numpy as np
 import weights_loader
 from minicompress.arrays import device_module
 from minicompress.compression.queries import read_text
-from minicompress.compression.run import Model, place
+from minicompress.compression.run import Model, check_positions, place
 from minicompress.gpt2 import Config
 from minicompress.prompts.layout import kv_from_flat
 from minicompress.prompts.soft_prompt import SoftPrompt
@@ -70,6 +70,51 @@ def row_of(prompt, tokenizer, text):
         fields = ", ".join(template.fields) or "none"
         raise ValueError(f"one text cannot fill the prompt's template {prompt.template!r}, whose fields are: {fields}")
     return template.row(tokenizer, {template.fields[0]: text})
+
+
+def row_with_room(model, prompt, text, tokens):
+    """`row_of` a text. Raises ValueError where behind it there is no room for so many new tokens."""
+    row = row_of(prompt, model.tokenizer, text)
+    check_positions(model.pair[1], **before(prompt), text_tokens=len(row), new_tokens=tokens)
+    return row
+
+
+def read_batch(path, model, tokens):
+    """Lines {"prompt": FILE or null, "text": …} -> for each line its text, its prompt or None, its row of token ids.
+
+    A prompt that several lines name is opened once. Raises ValueError with the file's name and line.
+    """
+    opened, found = {None: None}, []
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            name, text = batch_line(line)
+            if name not in opened:
+                opened[name] = open_prompt(name, model)
+            row = row_with_room(model, opened[name], text, tokens)
+            if not row:
+                raise ValueError("its text is empty; there is nothing to continue")
+        except (ValueError, OSError, RecursionError) as reason:
+            raise ValueError(f"{path}, line {number}: {reason}") from None
+        found.append((text, opened[name], row))
+    return zip(*found, strict=True)
+
+
+def batch_line(line):
+    """One line of a batch -> the name of its prompt or None, and its text."""
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as reason:
+        raise ValueError(f"{reason.msg} at column {reason.colno}; write JSON") from None
+    if not isinstance(record, dict) or not {"text"} <= record.keys() <= {"prompt", "text"}:
+        raise ValueError('write {"prompt": "FILE" or null, "text": "…"}')
+    name, text = record.get("prompt"), record["text"]
+    if not isinstance(name, str | None) or not isinstance(text, str):
+        raise ValueError("its prompt must be the name of a file, or null, and its text a text")
+    for words in (name or "", text):  # half of a surrogate pair is JSON, but no text
+        check_words("what it holds", words)
+    return name, text
 
 
 def before(prompt):

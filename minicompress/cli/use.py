@@ -1,5 +1,6 @@
 """`ask` and `generate`: the frozen model writes behind soft prompts."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,8 +12,8 @@ from minicompress.cli.common import Device, Json, ModelDir, app, show
 from minicompress.compression.queries import FORM, answer_greedily, line_ends
 from minicompress.compression.run import check_positions
 from minicompress.gpt2.generate import generate as write
-from minicompress.gpt2.prefix import Prefix
 from minicompress.prompts.soft_prompt import concatenate
+from minicompress.prompts.tenants import read_many
 
 
 @app.command()
@@ -38,9 +39,12 @@ def ask(
 
 @app.command()
 def generate(
-    text: Annotated[str, typer.Argument(help="what to continue")],
+    text: Annotated[str | None, typer.Argument(help="what to continue")] = None,
     prompt: Annotated[
         list[Path] | None, typer.Option(help="a soft prompt that stands in front; several stand in a row")
+    ] = None,
+    batch: Annotated[
+        Path | None, typer.Option(help='instead of TEXT: lines {"prompt": FILE or null, "text": …}, continued together')
     ] = None,
     tokens: Annotated[int, typer.Option(help="how many to write")] = 40,
     temperature: Annotated[float, typer.Option(help="0 is greedy")] = 0.0,
@@ -52,27 +56,35 @@ def generate(
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
-    """Continue TEXT."""
-    commands.check_words("TEXT", text)
+    """Continue TEXT, or the rows of a --batch, each behind a prompt of its own."""
+    if (text is None) == (batch is None) or (batch and prompt):
+        raise ValueError("give TEXT, with --prompt or without, or --batch, whose lines name their own prompts")
+    commands.check_words("TEXT", text or "")
     commands.check_at_least(0, seed=seed)
     commands.check_at_least(1, tokens=tokens, lines=lines, top_k=top_k)
     commands.check_at_least(1e-6, temperature=temperature or None, top_p=top_p)
     if top_p is not None and top_p > 1:
         raise ValueError(f"--top-p is {top_p}; it must be at most 1")
     opened = commands.open_model(model, device)
-    prompts = [commands.open_prompt(path, opened) for path in prompt or ()]
-    stands = concatenate(prompts) if prompts else None
-    prefix = stands.prefix(*opened.pair) if stands else Prefix()
+    params, config = opened.pair
+    if batch:
+        texts, prompts, rows = commands.read_batch(batch, opened, tokens)
+    else:
+        stands = [commands.open_prompt(path, opened) for path in prompt or ()]
+        texts, prompts = [text or ""], [concatenate(stands) if stands else None]
+        rows = [commands.row_with_room(opened, prompts[0], texts[0], tokens)]
+    prefix, _ = read_many(params, config, prompts)
     stop = line_ends(opened.tokenizer, lines) if lines else None
-    ids = commands.row_of(stands, opened.tokenizer, text)
-    check_positions(opened.pair[1], **commands.before(stands), text_tokens=len(ids), new_tokens=tokens)
     sampling: dict[str, Any] = {
         "rng": np.random.default_rng(seed),
         "temperature": temperature,
         "top_k": top_k,
         "top_p": top_p,
     }
-    params, config = opened.pair
-    new = write(params, config, [ids], tokens, prefix, stop, **sampling)[0]
-    written = opened.tokenizer.decode(new)
-    show({"text": written, "tokens": new}, as_json, text + written)
+    new = write(params, config, rows, tokens, prefix, stop, **sampling)
+    written = [opened.tokenizer.decode(ids) for ids in new]
+    if not batch:
+        return show({"text": written[0], "tokens": new[0]}, as_json, texts[0] + written[0])
+    told = [{"texts": written, "tokens": new}] if as_json else [a + b for a, b in zip(texts, written, strict=True)]
+    for line in told:
+        print(json.dumps(line, ensure_ascii=as_json))

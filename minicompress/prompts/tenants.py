@@ -51,7 +51,7 @@ def read_numbered(params, config, prompts, numbers, keep="nothing"):
 
 def predicts_first(prompt):
     """Whether a prompt has a last state, which predicts the first token of its rows."""
-    return prompt is not None and prompt.carrier == "embeddings" and not prompt.template
+    return prompt is not None and prompt.carrier == "embeddings" and not prompt.in_rows
 
 
 # One prefix a row.
@@ -174,4 +174,4 @@ TOGETHER = {"embeddings": Door(read_padded, read_padded_backward), "hidden": Doo
 
 
 def door_of(prompt):
-    return EACH if prompt.template else TOGETHER.get(prompt.carrier, EACH)
+    return EACH if prompt.in_rows else TOGETHER.get(prompt.carrier, EACH)

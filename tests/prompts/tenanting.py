@@ -14,12 +14,12 @@ from minicompress.gpt2 import head_loss
 from minicompress.gpt2.prefix import Prefix, predictors
 from minicompress.prompts import tenants
 from minicompress.prompts.carriers import slots_shape
-from minicompress.prompts.soft_prompt import SoftPrompt
+from minicompress.prompts.soft_prompt import SLOT_AXIS, SoftPrompt
 from minicompress.training.shards import Shards
 from minicompress.trees import flatten, tree_map
 from minicompress.verification.oracles import complex_step, relative_error
 
-KINDS = ("none", "embeddings", "hidden", "kv", "kv with masses", "template")
+KINDS = ("none", "embeddings", "hidden", "kv", "kv with masses", "template", "pattern")
 
 
 class Tenant(NamedTuple):
@@ -37,18 +37,22 @@ LENGTHS = [4, 6, 1, 5, 3, 7, 2, 4, 8, 3]
 
 
 def prompt_of(tenant, rng):
-    """A SoftPrompt of random numbers; of its masses one is -∞: a key that a head does not use."""
+    """A SoftPrompt of random numbers; of its masses one is -∞: a key that a head does not use.
+
+    A template places its slots in the rows; a pattern is a template without slots, which stand in front.
+    """
     kind, P, positions = tenant
     if kind == "none":
         return None
-    carrier = {"template": "embeddings"}.get(kind, kind.split()[0])
+    carrier = kind.split()[0] if kind.split()[0] in SLOT_AXIS else "embeddings"
     slots, beta = rng.standard_normal(slots_shape(carrier, TINY, P)), None
     if kind == "kv with masses":
         beta = rng.standard_normal((TINY.n_layer, TINY.n_head, P))
         beta[0, 1, P - 1] = -np.inf if P > 1 else 0
     if kind == "template":
         return SoftPrompt(slots, template=f"{{text}}[{P}]")
-    return SoftPrompt(slots, carrier, positions, 7 if positions == "logical" else None, beta)
+    pattern = "Say: {text}" if kind == "pattern" else None
+    return SoftPrompt(slots, carrier, positions, 7 if positions == "logical" else None, beta, pattern)
 
 
 class Batch:
@@ -68,7 +72,7 @@ class Batch:
         prompt = self.prompts[self.numbers[b]]
         ids, scored = self.rng.integers(TINY.vocab_size, size=n), self.rng.random(n) < 0.7
         scored[0] = tenants.predicts_first(prompt)
-        if prompt and prompt.template:
+        if prompt and prompt.in_rows:
             soft = self.rng.random(n) < 0.4
             ids[soft] = -1 - self.rng.integers(prompt.length, size=soft.sum())
             scored &= ~soft
