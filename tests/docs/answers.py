@@ -64,3 +64,20 @@ def queries_to_break_even(seconds, per_query_full, per_query_slots):
     """After how many queries making the slots has paid for itself; None where it never does."""
     saved = per_query_full - per_query_slots
     return seconds / saved if saved > 0 else None
+
+
+def shrunk(scores, P, beta=0.0):
+    """The factor on a head's output from P zero keys and values of log-mass beta. scores (..., S) of all other keys."""
+    Z = np.exp(scores).sum(-1)
+    return Z / (Z + P * np.exp(beta))
+
+
+def directions(P, C, L):
+    """In how many directions a prefix of P slots can move, by carrier."""
+    return {"embeddings": P * (C - 1), "hidden": L * P * (C - 1), "kv": 2 * L * P * C}
+
+
+def low_rank_step(a, b, g, rate):
+    """How far one step of descent on a (P, r) and b (r, width) moves the slots, whose gradient is g (P, width)."""
+    first_order = a @ (a.T @ g) + g @ b.T @ b
+    return -rate * first_order + rate**2 * g @ b.T @ a.T @ g
