@@ -1,4 +1,4 @@
-"""The answers to the pages' exercises, and the numbers that the pages quote."""
+"""The answers to the pages' exercises. The numbers that figures measure are in `test_quoted_numbers.py`."""
 
 import answers
 import numpy as np
@@ -10,7 +10,10 @@ from minicompress.gpt2 import Config, embed, forward
 from minicompress.gpt2.block import block
 from minicompress.gpt2.init import shapes
 from minicompress.gpt2.prefix import read_slots
+from minicompress.layers.attention import attention
 from minicompress.layers.losses import kl_divergence, kl_divergence_backward, log_softmax
+from minicompress.prompts.carriers import DOORS, lift
+from minicompress.prompts.parameterisations import low_rank
 from minicompress.verification.oracles import complex_step, relative_error, unit_direction
 
 
@@ -107,3 +110,61 @@ def test_06_gap_closed():
 def test_06_break_even():
     assert answers.queries_to_break_even(45, 0.050, 0.020) == pytest.approx(1500)
     assert answers.queries_to_break_even(45, 0.020, 0.020) is None
+
+
+@pytest.mark.parametrize("beta", [0.0, 1.3, -np.inf])
+def test_07_zero_slots_shrink(beta, rng):
+    B, H, T, D, P = 2, 3, 5, 4, 6
+    q, k, v = rng.standard_normal((3, B, H, T, D))
+    zeros = np.zeros((1, H, P, D))
+    scores = np.where(np.tri(T, dtype=bool), q @ k.swapaxes(-1, -2) / np.sqrt(D), -np.inf)
+    out = attention(q, k, v, (zeros, zeros, np.full((1, H, P), beta)))[0]
+    assert relative_error(out, answers.shrunk(scores, P, beta)[..., None] * attention(q, k, v)[0]) < 1e-14
+
+
+def test_07_when_zero_slots_take_a_tenth():
+    left = np.array([answers.shrunk(np.zeros(t + 1), 20) for t in range(300)])
+    assert (left > 0.9).argmax() == 180 and (left[180:] > 0.9).all()
+    assert answers.shrunk(np.zeros(1), 20, -np.log(180)) == pytest.approx(0.9)
+    assert -np.log(180) == pytest.approx(-5.19, abs=0.005)
+
+
+@pytest.mark.parametrize("carrier", DOORS)
+@pytest.mark.parametrize("layers", [1, 3])
+def test_08_directions(carrier, layers, rng):
+    P, config = 2, with_layers(layers)
+    params = random_params(config, rng)
+    slots = lift(params, config, rng.standard_normal((P, config.n_embd)), carrier)
+
+    def moved(i):
+        x = slots.astype(complex)
+        x.flat[i] += 1e-30j
+        past = DOORS[carrier].read(params, config, x)[0].past
+        return np.concatenate([a.imag.ravel() for layer in past for a in layer]) / 1e-30
+
+    jacobian = np.stack([moved(i) for i in range(slots.size)])
+    rank = np.linalg.matrix_rank(jacobian, tol=1e-10 * np.abs(jacobian).max())
+    assert rank == answers.directions(P, config.n_embd, layers)[carrier]
+
+
+def test_08_a_constant_is_not_noticed(rng):
+    params, ids, slots = random_params(TINY, rng), random_ids(TINY, rng, 2, 5), rng.standard_normal((3, TINY.n_embd))
+
+    def read(slots):
+        prefix, _ = read_slots(params, TINY, slots)
+        return np.concatenate([prefix.last[0], *forward(params, TINY, embed(params, ids, 3), prefix.past)[0]])
+
+    assert relative_error(read(slots + np.array([[1.0], [-2.0], [0.5]])), read(slots)) < 1e-12
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0])
+def test_09_low_rank_step(scale, rng):
+    rate, raw = 0.1, low_rank.init(rng, rng.standard_normal((5, 7)), 2, np.float64)
+    raw["b"] += scale * rng.standard_normal(raw["b"].shape)
+    (slots, cache), g = low_rank.bake(raw), rng.standard_normal((5, 7))
+    draw = low_rank.bake_backward(g, cache)
+    after = low_rank.bake({name: raw[name] - rate * draw[name] for name in raw})[0]
+    assert relative_error(answers.low_rank_step(raw["a"], raw["b"], g, rate), after - slots) < 1e-12
+    if not scale:
+        unseen = g - raw["a"] @ np.linalg.pinv(raw["a"]) @ g
+        assert np.abs(answers.low_rank_step(raw["a"], raw["b"], unseen, rate)).max() < 1e-14
