@@ -27,7 +27,7 @@ def read_row(params, config, prompt, row):
     """row: a list of ids, where -1 - j is slot j if the prompt's template says so; prompt: a SoftPrompt or None."""
     wte, wpe, eps = params["wte"]["weight"], params["wpe"]["weight"], config.layer_norm_epsilon
     kind = None if prompt is None else "rows" if prompt.in_rows else prompt.carrier
-    start = {None: 0, "rows": 0}.get(kind, prompt and prompt.start)
+    start = 0 if kind in (None, "rows") else begins(prompt)
     x = np.array([prompt.slots[-1 - i] if i < 0 else wte[i] for i in row]) + wpe[start : start + len(row)]
     P = prompt.length if kind in ("embeddings", "hidden") else 0  # slots that are read along with the row
     if kind == "embeddings":
@@ -43,6 +43,10 @@ def read_row(params, config, prompt, row):
     hidden, _ = layernorm(x, **params["ln_f"], eps=eps)
     logits = hidden @ params.get("lm_head", params["wte"])["weight"].T
     return Read(logits[P:], logits[P - 1] if kind == "embeddings" else None, [*stream, x[P:]], attention)
+
+
+def begins(prompt):
+    return {"compact": prompt.length, "unshifted": 0, "logical": prompt.offset}[prompt.positions]
 
 
 def plain_block(x, params, config, past):

@@ -99,11 +99,12 @@ class SoftPrompt:
         if (wanted := slots_shape(self.carrier, config, self.length)) != self.slots.shape:
             found = list(self.slots.shape)
             raise ValueError(f"{name}: its {self.carrier} are {found}; this model needs {list(wanted)}")
-        if max(self.start, self.length if self.carrier == "embeddings" else 0) >= config.n_positions:
-            raise ValueError(
-                f"{name}: n_positions is {config.n_positions:,}; {self.length:,} slots and a token from position "
-                f"{self.start:,} on need {max(self.start, self.length) + 1:,}"
-            )
+        room, P = config.n_positions, self.length
+        if self.carrier == "embeddings" and P > max(room, self.start):
+            raise ValueError(f"{name}: n_positions is {room:,}; {P:,} slots need {P:,}")
+        if (need := self.start + 1) > room:
+            words = f"{P:,} slots and a token from position {self.start:,} on need {need:,}"
+            raise ValueError(f"{name}: n_positions is {room:,}; {words}")
 
     def check(self):
         """Raises ValueError where the parts do not belong together."""
