@@ -1,4 +1,4 @@
-"""One text, three carriers: embeddings, hidden states of every layer, keys and values say the same to the last digit."""
+"""One text, three carriers: embeddings, hidden states, keys and values say the same to the last digit."""
 
 import numpy as np
 
