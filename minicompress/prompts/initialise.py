@@ -34,7 +34,7 @@ def from_vocabulary(wte, slots, rng, most=None):
 
 def from_labels(wte, labels, slots, rng):
     """One slot a class: the mean of its label's subword embeddings, labels a list of lists of ids; slots left over
-    are drawn from the vocabulary (Lester et al. 2021, section 3.2).
+    are drawn from the vocabulary, labels left over not used (Lester et al. 2021, section 3.2).
     """
     drawn = from_vocabulary(wte, slots, rng)
     for slot, ids in zip(range(slots), labels, strict=False):
@@ -85,9 +85,13 @@ def initialise(pair, tokenizer, how, slots, carrier, rng, context_ids=()):
     if how in ("noise", "uniform"):
         embeddings = {"noise": from_noise, "uniform": from_uniform}[how](wte, slots, rng)
     elif name == "vocab" and (rest.isdecimal() or how == "vocab"):
+        if rest and not int(rest):
+            raise ValueError(f"--init is {how!r}; the vocabulary's first tokens must be at least 1")
         embeddings = from_vocabulary(wte, slots, rng, int(rest) if rest else None)
     elif name == "labels" and rest:
         words = [tokenizer.encode(" " + label.strip()).ids for label in rest.split(",") if label.strip()]
+        if not words:
+            raise ValueError(f"--init is {how!r}, which names no label; write labels:good,bad")
         embeddings = from_labels(wte, words, slots, rng)
     else:
         ids = context_ids if how in ("text", "first") else tokenizer.encode(how).ids

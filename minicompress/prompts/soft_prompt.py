@@ -100,7 +100,7 @@ class SoftPrompt:
             found = list(self.slots.shape)
             raise ValueError(f"{name}: its {self.carrier} are {found}; this model needs {list(wanted)}")
         room, P = config.n_positions, self.length
-        if self.carrier == "embeddings" and P > max(room, self.start):
+        if self.carrier == "embeddings" and max(room, self.start) < P:
             raise ValueError(f"{name}: n_positions is {room:,}; {P:,} slots need {P:,}")
         if (need := self.start + 1) > room:
             words = f"{P:,} slots and a token from position {self.start:,} on need {need:,}"

@@ -8,7 +8,7 @@ import tracing
 from minicompress.compression import gradient
 from minicompress.gpt2 import generate, model, prefix
 from minicompress.layers import attention
-from minicompress.prompts import carriers, soft_prompt
+from minicompress.prompts import carriers, initialise, soft_prompt
 from minicompress.verification import trace
 from test_planted_bugs import Bug, plant
 
@@ -110,6 +110,23 @@ BUGS = [
     Bug("a map's gradient before the door's", "gradient through a map", carriers.through,
         "bake_backward(door.read_backward(asked, caches[1], grads), caches[0])",
         "door.read_backward(asked, caches[1], grads)[:3]"),
+    # beginnings
+    Bug("first words spread evenly", "beginnings", initialise.from_words,
+        "np.resize(np.asarray(ids), slots)", "np.resize(np.asarray(ids)[np.linspace(0, len(ids) - 1, slots).round().astype(int)], slots)"),
+    Bug("labels summed", "beginnings", initialise.from_labels,
+        ".mean(0)", ".sum(0)"),
+    Bug("the whole vocabulary whatever is asked for", "beginnings", initialise.from_vocabulary,
+        "len(wte) if most is None else min(most, len(wte))", "len(wte)"),
+    Bug("only positive numbers", "beginnings", initialise.from_uniform,
+        "rng.uniform(-bound, bound,", "rng.uniform(0, bound,"),
+    Bug("the last slot said again", "beginnings", initialise.from_prompt,
+        "np.arange(slots) % given.shape[axis]", "np.minimum(np.arange(slots), given.shape[axis] - 1)"),
+    Bug("the map from the other model", "beginnings", initialise.recycling_map,
+        "lstsq(wte_from[:n], wte_to[:n], rcond=None)", "lstsq(wte_to[:n], wte_from[:n], rcond=None)"),
+    Bug("embeddings whatever the carrier", "named beginnings", initialise.initialise,
+        "return lift(params, config, embeddings, carrier)", 'return lift(params, config, embeddings, "kv")'),
+    Bug("the first tokens for spread ones", "named beginnings", initialise.initialise,
+        'if how == "text" else from_words', 'if how == "first" else from_words'),
     # files
     Bug("masses are not saved", "file of kv with masses", soft_prompt.SoftPrompt,
         '{} if self.beta is None else {"beta": self.beta}', "{}"),
