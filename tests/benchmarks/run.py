@@ -1,7 +1,7 @@
 """Runs the benchmarks and prints one Markdown table: `PYTHONPATH=. python tests/benchmarks/run.py [--json FILE]`.
 
 Needs `pip install -e '.[peers]'`, 8 GB of memory and an otherwise idle machine; all of them take
-about ten minutes, one (`--only prompt-step`) about two. Each benchmark's file says what is compared
+about fifteen minutes, one (`--only prompt-step`) about two. Each benchmark's file says what is compared
 and why that is fair, `sides.py` how times and memory are taken. Under the times of each stand the
 ratios to the peers; where a limit is given it is what the project set out to reach, met or missed. A
 row "void" means that the two sides did not compute the same numbers, so that their times say nothing.
@@ -22,12 +22,17 @@ import sys
 import compression_step
 import generation
 import imports
+import lstm_step
+import mixed_batch
+import prefix_step
 import prompt_step
 import sides
 import teacher_reading
 import training_step
 
-MODULES = (prompt_step, compression_step, teacher_reading, training_step, imports)
+MODULES = (
+    prompt_step, prefix_step, lstm_step, mixed_batch, compression_step, teacher_reading, training_step, imports,
+)  # fmt: skip
 BENCHMARKS = {b.name: b for b in [*(module.BENCHMARK for module in MODULES), *generation.BENCHMARKS]}
 
 

@@ -62,7 +62,7 @@ def ratio(a, b, key="seconds"):
     return lambda results: results[a][key] / results[b][key]
 
 
-def time_and_memory(peer, time_limit, memory_limit=None):
+def time_and_memory(peer, time_limit=None, memory_limit=None):
     """The two usual aims of `ours` against one peer."""
     return [
         Aim(f"time, ours / {peer}", ratio("ours", peer), time_limit),
