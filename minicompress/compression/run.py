@@ -108,7 +108,7 @@ class Run:
         self.ids = model.tokenizer.encode(text).ids
         for reader in (teacher, model):
             check_positions(reader.pair[1], context_tokens=len(self.ids), tokens_of_a_query=QUERY_TOKENS)
-        check_positions(model.pair[1], slots=recipe.slots, tokens_of_a_query=QUERY_TOKENS)
+        self.check_room(tokens_of_a_query=QUERY_TOKENS)
         self.files = queries_file, evaluate_on
         self.start, self.seconds_training = time.perf_counter(), 0.0
         self.read = read_tokens(*teacher.pair, self.ids)
@@ -124,11 +124,15 @@ class Run:
         longest = max(len(q.ids) for q in self.train + self.held)
         for reader in (teacher, model):
             check_positions(reader.pair[1], context_tokens=len(self.ids), tokens_of_the_longest_query=longest)
-        check_positions(model.pair[1], slots=recipe.slots, tokens_of_the_longest_query=longest)
+        self.check_room(tokens_of_the_longest_query=longest)
         self.expects = Teacher(teacher.pair, self.read, self.train, shards, temperature=recipe.temperature)
         self.initial = initial_slots(model, self.ids, recipe)
         self.slots, self.state = copied(self.initial), adamw_init({"slots": self.initial})
         self.completed = self.snapshot()
+
+    def check_room(self, **query):
+        """Raises ValueError where slots and a query do not fit; only behind compact slots do they count together."""
+        check_positions(self.model.pair[1], slots=self.recipe.slots, **query if self.recipe.positions == "compact" else {})
 
     def facts(self):
         """What this run is, as far as its numbers depend on it."""
