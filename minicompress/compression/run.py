@@ -132,7 +132,8 @@ class Run:
 
     def check_room(self, **query):
         """Raises ValueError where slots and a query do not fit; only behind compact slots do they count together."""
-        check_positions(self.model.pair[1], slots=self.recipe.slots, **query if self.recipe.positions == "compact" else {})
+        query = query if self.recipe.positions == "compact" else {}
+        check_positions(self.model.pair[1], slots=self.recipe.slots, **query)
 
     def facts(self):
         """What this run is, as far as its numbers depend on it."""
@@ -196,7 +197,7 @@ class Run:
         return self.as_prompt(self.slots).door
 
     def as_prompt(self, slots, **provenance):
-        """The SoftPrompt of these slots by this run's recipe; `logical`: tokens stand where they would after the context."""
+        """The SoftPrompt of these slots by this run's recipe; `logical`: tokens stand as after the context."""
         slots, beta = (slots["slots"], slots["beta"]) if self.recipe.beta else (slots, None)
         offset = len(self.ids) if self.recipe.positions == "logical" else None
         return SoftPrompt(slots, self.recipe.carrier, self.recipe.positions, offset, beta, provenance=provenance)
