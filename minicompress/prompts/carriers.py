@@ -8,7 +8,6 @@ key and value projections are left between them and the prefix. Slots as *kv* ar
 values themselves. Only embeddings have a last state, and so predict a first token.
 """
 
-
 from minicompress.arrays import array_module
 from minicompress.gpt2.prefix import EMBEDDINGS, Door, Prefix
 from minicompress.layers.layernorm import layernorm, layernorm_backward
