@@ -16,6 +16,7 @@ from minicompress.tuning.outcome import outcome
 from minicompress.tuning.recipe import METHODS, Recipe
 from minicompress.tuning.rows import read_verbalizer
 from minicompress.tuning.run import Tuning
+from minicompress.tuning.scores import hits
 from minicompress.tuning.start import recycle
 
 PARAMETERISATIONS = list(dict.fromkeys(name for _, fitting in METHODS.values() for name in fitting))
@@ -118,8 +119,8 @@ def train(run: Tuning, checkpoint: Path) -> None:
 
         def told(run: Tuning) -> None:
             last = run.history[-1]
-            hits = last.get("accuracy", last.get("exact_match"))
-            scores = f"loss {(run.recent or [last['train_loss']])[-1]:.3f}  held out {last['loss']:.3f}, {hits:.1%}"
+            loss = (run.recent or [last["train_loss"]])[-1]
+            scores = f"loss {loss:.3f}, held out {last['loss']:.3f}, right {hits(last):.1%}"
             progress.update(task, completed=run.state["step"], loss=scores)
 
         try:

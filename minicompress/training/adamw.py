@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from minicompress.arrays import array_module
+from minicompress.arrays import array_module, to_host
 from minicompress.trees import flatten, tree_map
 
 
@@ -42,7 +42,7 @@ def clip_by_global_norm(grads, limit):
     summed in the names' order, not the dict's: a tree that comes back from a file may have another.
     Raises FloatingPointError where it is not finite, before anything could reach the weights.
     """
-    norm = math.sqrt(float(sum((g * g).sum(dtype=np.float64) for _, g in sorted(flatten(grads).items()))))
+    norm = math.sqrt(float(to_host(sum((g * g).sum(dtype=np.float64) for _, g in sorted(flatten(grads).items())))))
     if not math.isfinite(norm):
         raise FloatingPointError("a gradient is not finite; lower the learning rate")
     if norm > limit:

@@ -11,10 +11,10 @@ from minicompress.arrays import to_host
 from minicompress.compression.queries import pad
 from minicompress.gpt2 import embed, forward
 from minicompress.prompts.soft_prompt import SLOT_AXIS
-from minicompress.trees import flatten
 from minicompress.tuning.scores import majority
 
 ROWS = 16  # of the training rows, to measure on
+LEARNED = 1e-2  # nats: below it, a gradient may be gone because nothing is left to learn
 DEAF = 1e-4  # of the loss: what a slot would change by its own length, to first order
 UNMOVED = 1e-2  # of the slots' length
 FULL = 0.99  # of one head's attention
@@ -25,11 +25,12 @@ def diagnose(run):
     """-> what was measured, a dict ready for JSON, and the lines, of a Tuning that has ended."""
     measured = measure(run)
     lines = data_lines(run.task, run.model.tokenizer)
-    lines += gradient_lines(measured["felt"], measured["raw_gradient"])
+    if measured["loss"] > LEARNED:
+        lines += gradient_lines(measured["felt"], measured["through_encoder"])
     lines += movement_lines(measured["moved"], measured["attention_on_slots"], measured["length_ratio"])
+    lines += prediction_lines(run.history[run.best_at], run.task)
     if run.task.words:
-        lines += prediction_lines(run.history[run.best_at], run.task)
-        lines += frequency_lines(last_loss(run.history), run.task)
+        lines += frequency_lines(run.history[-1]["train_loss"], run.task)
     if len(run.history) > 1 and run.best_at == 0:
         lines.append("no evaluation was better than the untrained slots, which are what is saved")
     return measured, lines
@@ -44,12 +45,13 @@ def measure(run):
     lengths, slopes = (np.linalg.norm(by_slot(x, axis), axis=1) for x in (slots, dslots))
     begun = by_slot(run.initial, axis)
     moved = np.linalg.norm(by_slot(slots, axis) - begun) / (np.linalg.norm(begun) or 1)
-    felt = slopes * (lengths.mean() or 1) / loss
+    felt = slopes * (lengths.mean() or 1) / (loss or 1)
     share = attention_on_slots(run, slots, queries)
     ratio = lengths.mean() / np.linalg.norm(to_host(run.model.wte), axis=1).mean()
     return {
+        "loss": loss,
         "felt": felt.tolist(),
-        "raw_gradient": float(max(np.abs(to_host(g)).max(initial=0) for g in flatten(draw).values())),
+        "through_encoder": bool(to_host(draw["embedding"]["weight"]).any()) if "embedding" in draw else None,
         "moved": float(moved),
         "attention_on_slots": float((share > FULL).mean()),
         "length_ratio": float(ratio) if run.recipe.carrier == "embeddings" else None,
@@ -74,17 +76,15 @@ def attention_on_slots(run, slots, queries):
     return np.stack([(p * on_slots[:, None]).sum(-1) for p in probs])
 
 
-def last_loss(history):
-    """The mean training loss since the evaluation before the last; None without a step."""
-    return history[-1]["train_loss"]
+def gradient_lines(felt, through=None):
+    """felt: for each slot, what it would change of the loss by its own length, as a share of the loss.
 
-
-def gradient_lines(felt, raw_gradient):
-    """felt: for each slot, what it would change of the loss by its own length, as a share of the loss."""
+    through: whether any of it passes an encoder, to what it begins with; None where there is no encoder.
+    """
     deaf = [slot for slot, share in enumerate(felt) if not share > DEAF]
     if len(deaf) == len(felt):
         return ["no slot feels a gradient: nothing between the slots and the answer depends on them"]
-    lines = [] if raw_gradient else ["the slots feel a gradient, but none reaches the arrays that are trained"]
+    lines = ["the encoder lets no gradient through: all of its units are off; lower --lr"] if through is False else []
     if deaf:
         lines.append(f"{len(deaf)} of {len(felt)} slots feel no gradient: {numbers(deaf)}")
     return lines
@@ -104,7 +104,10 @@ def movement_lines(moved, full, ratio):
 
 
 def prediction_lines(best, task):
-    """What the best evaluation predicted."""
+    """What the best evaluation answered."""
+    if not task.words:
+        asked = {q.answer for q in task.held[: best["written"]]}
+        return ["every answer that is written is the same"] if best["different"] == 1 < len(asked) else []
     said = [label for label, count in best["predicted"].items() if count]
     right, common, classes = best["accuracy"], majority(task.held), {q.answer for q in task.held}
     if len(said) == 1 and len(classes) > 1:
@@ -115,7 +118,10 @@ def prediction_lines(best, task):
 
 
 def frequency_lines(loss, task):
-    """The loss of whoever knows how often each label occurs, and nothing else, is the labels' entropy."""
+    """The loss of whoever knows how often each label occurs, and nothing else, is the labels' entropy.
+
+    loss: the mean over the last steps; None where there was none.
+    """
     answers = [q.answer for q in task.train]
     counts = np.array([answers.count(label) for label in task.words])
     shares = counts[counts > 0] / len(answers)
@@ -136,8 +142,11 @@ def data_lines(task, tokenizer):
                 f"label outside the vocabulary: {label!r}, whose word is spelled in {len(ids)} bytes and pieces"
             )
     lines += collisions(task.words)
+    known = {q.key for q in task.train}
+    if shared := sum(q.key in known for q in task.held):
+        lines.append(f"{shared:,} of {len(task.held):,} held-out texts are trained on as well")
     taught = {q.answer for q in task.train}
-    for label in sorted({q.answer for q in task.held} - taught):
+    for label in sorted({q.answer for q in task.held if task.words} - taught):
         lines.append(f"the label {label!r} is held out, but no training example has it")
     return lines
 

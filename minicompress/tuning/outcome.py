@@ -37,8 +37,8 @@ def outcome(run):
         "history": run.history,
         "measured": measured,
         "diagnosis": lines,
-        "seconds": run.seconds,
-        "seconds_per_step": run.seconds / max(1, run.state["step"]),
+        "seconds": sum(run.seconds.values()),
+        "seconds_per_step": run.seconds["steps"] / max(1, run.state["step"]),
     }
 
 

@@ -1,7 +1,9 @@
 """One tuning, from a file of examples to the best slots, resumable at every step."""
 
+import json
 import math
 import time
+from contextlib import contextmanager
 from dataclasses import asdict
 
 import numpy as np
@@ -9,7 +11,7 @@ import numpy as np
 from minicompress.arrays import like, to_host
 from minicompress.compression.gradient import slots_gradient
 from minicompress.compression.objectives import likelihood
-from minicompress.compression.queries import pad, read_text
+from minicompress.compression.queries import pad
 from minicompress.compression.run import copied, place
 from minicompress.prompts.carriers import slots_shape
 from minicompress.prompts.soft_prompt import SoftPrompt, text_hash
@@ -41,19 +43,19 @@ class Tuning:
         self.recipe = settled(recipe, kind, model.tokenizer, model.pair[1], given is not None)
         shell = self.as_prompt(np.zeros(slots_shape(self.recipe.carrier, model.pair[1], self.recipe.slots)))
         self.task = make_task(model, self.recipe, shell, kind, examples, held)
-        self.files = {name: path and text_hash(read_text(path)) for name, path in (("data", data), ("valid", valid))}
+        self.hashes = {"data": hash_of(examples), "valid": held and hash_of(held)}
         self.raw, self.door, self.bake = begin(model, self.recipe, shell.door, given)
         self.initial = self.bake(self.raw)[0]
         self.state = adamw_init(trained(self.raw))
         self.best, self.best_at, self.history, self.recent = copied(self.raw), 0, [], []
-        self.seconds = 0.0
+        self.seconds = {"steps": 0.0, "evaluations": 0.0}
         self.completed = self.snapshot()
 
     def facts(self):
         """What this tuning is, as far as its numbers depend on it."""
         start = text_hash(to_host(self.initial).tobytes().hex())
         names = {"model": self.model.hash, "recipe": asdict(self.recipe), "start": start, "shards": self.shards.n}
-        return names | self.files
+        return names | self.hashes
 
     @property
     def finished(self):
@@ -64,16 +66,15 @@ class Tuning:
 
     def train(self, checkpoint=None, progress=None):
         """Trains to the end, progress(self) after each step; the checkpoint is up to date, also when interrupted."""
-        began = time.perf_counter() - self.seconds  # a resumed run goes on counting
         try:
             if not self.history:
                 self.evaluate()
             while not self.finished:
-                self.recent.append(self.take_step())
+                with self.timed("steps"):
+                    self.recent.append(self.take_step())
                 step = self.state["step"]
                 if due := step % self.recipe.evaluate_every == 0 or step == self.recipe.steps:
                     self.evaluate()
-                self.seconds = time.perf_counter() - began
                 self.completed = self.snapshot()
                 if checkpoint and (due or step % KEEP_EVERY == 0):
                     self.save(checkpoint)
@@ -107,12 +108,20 @@ class Tuning:
 
     def evaluate(self):
         """Adds an evaluation of the slots as they are to the history, and keeps them where they are the best."""
-        result = self.score(self.as_prompt(self.bake(self.raw)[0]).prefix(*self.model.pair), self.task.held)
+        with self.timed("evaluations"):
+            result = self.score(self.as_prompt(self.bake(self.raw)[0]).prefix(*self.model.pair), self.task.held)
         mean = float(np.mean(self.recent)) if self.recent else None
         self.history.append({"step": self.state["step"], "train_loss": mean} | result)
         if better(result, self.history[self.best_at] if len(self.history) > 1 else None, self.recipe.best_by):
             self.best, self.best_at = copied(self.raw), len(self.history) - 1
         self.recent = []
+
+    @contextmanager
+    def timed(self, what):
+        """Adds the seconds within to those spent on it; a resumed run goes on counting."""
+        began = time.perf_counter()
+        yield
+        self.seconds[what] += time.perf_counter() - began
 
     def score(self, prefix, queries):
         pair, tokenizer, _ = self.model
@@ -121,7 +130,7 @@ class Tuning:
     def snapshot(self):
         """Everything that training changes, copied: an interruption may come in the middle of an update."""
         tree = {"raw": self.raw, "m": self.state["m"], "v": self.state["v"], "best": self.best}
-        counted = {"step": self.state["step"], "best_at": self.best_at, "seconds": self.seconds}
+        counted = {"step": self.state["step"], "best_at": self.best_at, "seconds": dict(self.seconds)}
         return copied(tree), counted | {"history": list(self.history), "recent": list(self.recent)}
 
     def save(self, checkpoint):
@@ -151,3 +160,8 @@ class Tuning:
         slots, raw = to_host(self.bake(self.best)[0]), tree_map(to_host, self.best)
         provenance = self.facts() | found | {"verbalizer": words}
         return self.as_prompt(slots, raw=raw, initial=to_host(self.initial), provenance=provenance)
+
+
+def hash_of(examples):
+    """16 hexadecimal digits that tell these examples from others."""
+    return text_hash(json.dumps([[example.fields, example.answer] for example in examples]))

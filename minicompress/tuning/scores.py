@@ -16,9 +16,10 @@ def evaluate(model, tokenizer, prefix, queries, words, shards, decode=32):
         return label_result(label_scores(model, prefix, queries, list(words.values()), shards), queries, words)
     loss = sum(own_scores(model, prefix, queries, shards)) / sum(len(q.ids) - q.start for q in queries)
     some = queries[:decode]
-    written = write_answers(model, tokenizer, prefix, some, shards) if some else []
+    written = write_answers(model, tokenizer, prefix, some, shards)
     right = [ours == q.answer for ours, q in zip(written, some, strict=True)]
-    return {"loss": -float(loss), "exact_match": float(np.mean(right)) if some else None, "written": len(some)}
+    counts = {"written": len(written), "different": len(set(written))}
+    return {"loss": -float(loss), "exact_match": float(np.mean(right)), **counts}
 
 
 def over_queries(model, prefix, queries, pick, shards, rows=16):
@@ -104,13 +105,17 @@ def write_answers(model, tokenizer, prefix, queries, shards):
     return [tokenizer.decode(new).split("\n")[0].strip() for new in written]
 
 
+def hits(result):
+    """The share of right answers: accuracy of labels, exact match of free texts."""
+    return result.get("accuracy", result.get("exact_match"))
+
+
 def better(result, best, by):
     """Whether a result is better than the best so far: by accuracy, or exact match, and where equal by loss."""
     if best is None:
         return True
 
     def rank(one):
-        hits = one.get("accuracy", one.get("exact_match")) if by == "accuracy" else 0
-        return hits, -one["loss"]
+        return hits(one) if by == "accuracy" else 0, -one["loss"]
 
     return rank(result) > rank(best)
