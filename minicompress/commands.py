@@ -29,7 +29,14 @@ def open_model(folder=None, device="cpu", dtype="float32", words=True):
 
 
 def open_prompt(path, model):
-    """A soft prompt for this very model, or a PEFT folder as one; its arrays where the model is, in its dtype."""
+    """`read_prompt`, with its arrays where the model is, in its dtype."""
+    prompt = read_prompt(path, model)
+    beta = None if prompt.beta is None else place(prompt.beta, model.wte)
+    return replace(prompt, slots=place(prompt.slots, model.wte), beta=beta)
+
+
+def read_prompt(path, model):
+    """A soft prompt for this very model, or a PEFT folder as one, on the host, in the file's own numbers."""
     if Path(path).is_dir():
         prompt = peft_prompt(path, model.pair[1])
     else:
@@ -40,13 +47,16 @@ def open_prompt(path, model):
                 f"{path} was made for the model {made_for}; this one is {model.hash}: name its own with --model"
             )
     prompt.check_model(model.pair[1], path)
-    beta = None if prompt.beta is None else place(prompt.beta, model.wte)
-    return replace(prompt, slots=place(prompt.slots, model.wte), beta=beta)
+    return prompt
 
 
 def peft_prompt(folder, config):
     """A PEFT folder as a SoftPrompt: keys and values where PEFT keeps a prefix, else embeddings."""
     given, facts, dtype = weights_loader.load_peft_prompt(folder)
+    sizes = {"token_dim": config.n_embd, "num_layers": config.n_layer, "num_attention_heads": config.n_head}
+    for name, ours in sizes.items():
+        if facts.get(name, ours) not in (ours, None):
+            raise ValueError(f"{folder}: its {name} is {facts[name]}, this model's {ours}; name its own with --model")
     provenance = {"peft": facts, "dtype": dtype}
     if facts["peft_type"] in weights_loader.EMBEDDING_TYPES:
         return SoftPrompt(given, provenance=provenance)
@@ -145,12 +155,12 @@ def check_at_least(least, **options):
             raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}")
 
 
-def check_out(path):
+def check_out(path, option="--out "):
     """Raises ValueError where no file of that name can be written."""
     if path.is_dir():
-        raise ValueError(f"--out {path} is a folder; name a file")
+        raise ValueError(f"{option}{path} is a folder; name a file")
     if not path.parent.is_dir():
-        raise ValueError(f"--out {path}: there is no folder {path.parent}")
+        raise ValueError(f"{option}{path}: there is no folder {path.parent}")
 
 
 def check_trace_options(loss, dtype, gradients, teacher_context, teacher):

@@ -21,10 +21,11 @@ Json = Annotated[bool, typer.Option("--json", help="one JSON object on standard 
 
 
 def show(result: Any, as_json: bool, text: Any) -> None:
+    """One JSON object, or what a person reads: a text as it is, whatever brackets and long lines are in it."""
     if as_json:
         print(json.dumps(result))
     else:
-        Console().print(text)
+        Console().print(text, markup=False, emoji=False, soft_wrap=isinstance(text, str))
 
 
 def bar() -> Progress:

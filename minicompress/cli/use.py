@@ -18,7 +18,7 @@ from minicompress.prompts.tenants import read_many
 
 @app.command()
 def ask(
-    prompt: Annotated[Path, typer.Argument(help="a soft prompt, or a PEFT prompt-tuning folder")],
+    prompt: Annotated[Path, typer.Argument(help="a soft prompt, or a PEFT folder")],
     question: Annotated[str, typer.Argument(help="in words")],
     model: ModelDir = None,
     device: Device = "cpu",

@@ -17,7 +17,7 @@ def trace(
     tokens: Annotated[Path, typer.Option(help="JSON: rows of token ids, ragged allowed")],
     out: Annotated[Path, typer.Option(help="safetensors file to write")],
     model: ModelDir = None,
-    prompt: Annotated[Path | None, typer.Option(help="a soft prompt, or a PEFT prompt-tuning folder")] = None,
+    prompt: Annotated[Path | None, typer.Option(help="a soft prompt, or a PEFT folder")] = None,
     labels: Annotated[Path | None, typer.Option(help="JSON as --tokens, -100 where nothing is scored")] = None,
     teacher_context: Annotated[
         Path | None, typer.Option(help="JSON: ids that the teacher reads before every row")

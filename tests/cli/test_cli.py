@@ -73,6 +73,13 @@ def test_generate(run, here, model, prompt):
     assert json.loads(run("generate", "Tom", "--model", model, "--tokens", 1, "--json")[1])["tokens"]
 
 
+def test_what_the_model_writes_is_shown_as_it_is(run, here, model, monkeypatch):
+    """Brackets are no markup, colons no pictures, and long lines no paragraphs."""
+    text = "[bold]Tom[/bold] has :dog: [red]and " * 3 + "[/]"
+    code, out, _ = run("generate", text, "--model", model, "--tokens", 1)
+    assert code == 0 and out.startswith(text)
+
+
 def test_trace(run, here, model, prompt):
     code, out, _ = run("trace", "--model", model, "--tokens", "tokens.json", "--prompt", prompt, "--gradients", "all",
                        "--json", "--out", "t.safetensors")  # fmt: skip
