@@ -5,6 +5,8 @@ slots feel a gradient, have they moved, does attention look at nothing else, is 
 has the data what the verbalizer says. A healthy tuning gives no line.
 """
 
+from itertools import permutations
+
 import numpy as np
 
 from minicompress.arrays import to_host
@@ -15,7 +17,7 @@ from minicompress.tuning.scores import majority
 
 ROWS = 16  # of the training rows, to measure on
 LEARNED = 1e-2  # nats: below it, a gradient may be gone because nothing is left to learn
-DEAF = 1e-4  # of the loss: what a slot would change by its own length, to first order
+DEAF = 1e-4  # of the loss: what a slot's length would change of it, to first order
 UNMOVED = 1e-2  # of the slots' length
 FULL = 0.99  # of one head's attention
 LONG = 30  # times the length of the model's embeddings
@@ -45,7 +47,7 @@ def measure(run):
     lengths, slopes = (np.linalg.norm(by_slot(x, axis), axis=1) for x in (slots, dslots))
     begun = by_slot(run.initial, axis)
     moved = np.linalg.norm(by_slot(slots, axis) - begun) / (np.linalg.norm(begun) or 1)
-    felt = slopes * (lengths.mean() or 1) / (loss or 1)
+    felt = slopes * (np.median(lengths) or 1) / (loss or 1)
     share = attention_on_slots(run, slots, queries)
     ratio = lengths.mean() / np.linalg.norm(to_host(run.model.wte), axis=1).mean()
     return {
@@ -77,7 +79,7 @@ def attention_on_slots(run, slots, queries):
 
 
 def gradient_lines(felt, through=None):
-    """felt: for each slot, what it would change of the loss by its own length, as a share of the loss.
+    """felt: for each slot, what a slot's usual length of it would change of the loss, as a share of the loss.
 
     through: whether any of it passes an encoder, to what it begins with; None where there is no encoder.
     """
@@ -86,7 +88,7 @@ def gradient_lines(felt, through=None):
         return ["no slot feels a gradient: nothing between the slots and the answer depends on them"]
     lines = ["the encoder lets no gradient through: all of its units are off; lower --lr"] if through is False else []
     if deaf:
-        lines.append(f"{len(deaf)} of {len(felt)} slots feel no gradient: {numbers(deaf)}")
+        lines.append(f"{len(deaf)} of {len(felt)} slots feel no gradient: {listed(deaf)}")
     return lines
 
 
@@ -152,17 +154,20 @@ def data_lines(task, tokenizer):
 
 
 def collisions(words):
-    lines, names = [], list(words)
-    for i, one in enumerate(names):
-        for other in names[i + 1 :]:
-            short, long = sorted((one, other), key=lambda label: len(words[label]))
+    """Words that begin alike, and words that are the whole beginning of others."""
+    begun, lines = {}, []
+    for label, ids in words.items():
+        begun.setdefault(ids[0], []).append(label)
+    for alike in begun.values():
+        if len(alike) > 1:
+            lines.append(f"the words of {listed(map(repr, alike))} begin with the same token")
+        for short, long in permutations(alike, 2):
             if words[long][: len(words[short])] == words[short]:
-                lines.append(f"the word of {long!r} begins with all of {short!r}'s, which is therefore always likelier")
-            elif words[one][0] == words[other][0]:
-                lines.append(f"the words of {one!r} and {other!r} begin with the same token")
+                lines.append(f"the word of {long!r} begins with the whole word of {short!r}, which is always likelier")
     return lines
 
 
-def numbers(many, most=8):
+def listed(many, most=8):
     """0, 1, 2, … of many."""
-    return ", ".join(map(str, many[:most])) + (", …" if len(many) > most else "")
+    first = [*map(str, many)]
+    return ", ".join(first[:most]) + (", …" if len(first) > most else "")

@@ -1,0 +1,9 @@
+"""Every check of `tunes.py` on the real source."""
+
+import pytest
+from tunes import CHECKS
+
+
+@pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS)
+def test_every_check(check):
+    assert check() <= 1e-12
