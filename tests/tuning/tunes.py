@@ -17,7 +17,7 @@ import letters
 from helpers import tree_errors
 from minicompress.compression.objectives import likelihood
 from minicompress.compression.queries import Query, pad
-from minicompress.gpt2 import embed, forward, head_loss, logits
+from minicompress.gpt2 import forward, head_loss, logits
 from minicompress.gpt2.model import positions
 from minicompress.gpt2.prefix import Prefix, predictors
 from minicompress.layers.losses import log_softmax
@@ -25,7 +25,7 @@ from minicompress.prompts.carriers import slots_shape
 from minicompress.prompts.soft_prompt import SoftPrompt
 from minicompress.training.shards import Shards
 from minicompress.trees import flatten, tree_map
-from minicompress.tuning import diagnosis, examples, recipe, rows, scores, start
+from minicompress.tuning import diagnosis, examples, rows, scores, start
 from minicompress.tuning.recipe import METHODS, STAYS, Recipe, settled, trained
 from minicompress.tuning.run import Tuning
 from minicompress.verification.oracles import complex_step, relative_error
@@ -332,7 +332,7 @@ def best_error():
     for by in ("loss", "accuracy"):
         with tuning(best_by=by, lr=0.4, steps=12) as run:
             kept, evaluate = {}, run.evaluate
-            run.evaluate = lambda: (evaluate(), kept.setdefault(run.state["step"], tree_map(np.copy, run.raw)))
+            run.evaluate = lambda: (evaluate(), kept.setdefault(run.state["step"], tree_map(np.copy, run.raw)))  # noqa: B023
             run.train()
             ranks = [(h["accuracy"] if by == "accuracy" else 0, -h["loss"]) for h in run.history]
             wrong += run.best_at != ranks.index(max(ranks)) or [h["step"] for h in run.history] != [0, 2, 4, 6, 8, 10, 12]
