@@ -51,9 +51,9 @@ def inspect(
     stands = commands.open_prompt(prompt, opened)
     rows = texts(stands, opened, prompt, text, queries)
     check_positions(opened.pair[1], **commands.before(stands), text_tokens=max(len(row.ids) for row in rows))
-    result = {"prompt": prompt.name, "carrier": stands.carrier, "positions": stands.positions, "slots": stands.length}
-    result |= {"template": stands.template, "layers": opened.pair[1].n_layer, "texts": len(rows)}
-    result |= plain(numbers(stands, opened, rows, k), opened.tokenizer.decode)
+    result = {"prompt": prompt.resolve().name, "carrier": stands.carrier, "positions": stands.positions}
+    result |= {"template": stands.template, "slots": stands.length, "layers": opened.pair[1].n_layer}
+    result |= {"texts": len(rows)} | plain(numbers(stands, opened, rows, k), opened.tokenizer.decode)
     if not (text or queries) or any(row.question and row.answer is None for row in rows):
         result["left_out"]["loss"] = None  # nobody said what should stand there
     if out:
@@ -65,7 +65,7 @@ def inspect(
     if as_json:
         show(result, as_json, None)
     else:
-        console.print(*tables(result), *([f"\ndrawn in {out}"] if out else []), sep="\n")
+        console.print(*tables(result), *([f"\ndrawn in {out}"] if out else []), sep="\n", markup=False)
 
 
 def check_picture(out: Path) -> None:

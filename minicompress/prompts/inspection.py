@@ -28,8 +28,9 @@ def nearest(params, config, prompt, k, advance=None):
 
     A slot is compared with each token where the two are of one kind. embeddings: the slot and the token's
     row of wte. hidden: the slot as layer 0 sees it and wte + wpe, the token at the slot's place. kv: their
-    keys in layer 0, all heads side by side, again with the token at the slot's place. The cosine with a
-    vector of zeros is 0. advance() is called after each slot and part of the vocabulary.
+    keys in layer 0, all heads side by side, again with the token at the slot's place; a slot past the last
+    position is given that one. The cosine with a vector of zeros is 0. advance() is called after each slot
+    and part of the vocabulary.
     """
     slots, of_tokens = compared(params, config, prompt)
     xp, V, best = array_module(slots), len(params["wte"]["weight"]), {}
@@ -59,13 +60,14 @@ def compared(params, config, prompt):
     wte, C = params["wte"]["weight"], config.n_embd
     if prompt.carrier == "embeddings":
         return prompt.slots, lambda words, p: wte[words]
-    place = positions(params, prompt.length)
+    wpe = params["wpe"]["weight"]
+    at = lambda words, p: wte[words] + wpe[min(p, len(wpe) - 1)]
     if prompt.carrier == "hidden":
-        return prompt.slots[0], lambda words, p: wte[words] + place[p]
+        return prompt.slots[0], at
     first, kv = params["h"]["0"], keys_and_values(params["h"]["0"])
 
     def keys(words, p):
-        x, _ = layernorm(wte[words] + place[p], **first["ln_1"], eps=config.layer_norm_epsilon)
+        x, _ = layernorm(at(words, p), **first["ln_1"], eps=config.layer_norm_epsilon)
         return x @ kv["weight"][:, :C] + kv["bias"][:C]
 
     return prompt.slots[0, 0].swapaxes(0, 1).reshape(prompt.length, C), keys
@@ -90,7 +92,7 @@ def moved(prompt):
     """
     if prompt.initial is None:
         return None
-    rows = lambda x: np.moveaxis(to_host(x), SLOT_AXIS[prompt.carrier], 0).reshape(prompt.length, -1)  # (P, N)
+    rows = lambda x: np.moveaxis(to_host(x), SLOT_AXIS[prompt.carrier], 0).reshape(prompt.length, -1)
     now, then = rows(prompt.slots), rows(prompt.initial)
     distance, before = norm(now - then), norm(then)
     relative = np.divide(distance, before, out=np.where(distance > 0, np.inf, 0.0), where=before > 0)
@@ -133,9 +135,8 @@ def place_rows(params, config, prompt, rows, starts):
         ids, text, scored = front(ids, 0), front(text, False), front(scored, False)
         ids[:, :P] = -1 - np.arange(P)
     scored[:, 0] = False
-    past = prompt.prefix(params, config).past
-    deep = prompt.carrier != "embeddings"
-    return Rows(x, ids, text, np.flatnonzero(scored) - 1, past if deep else None, P if deep else 0)
+    places, deep = np.flatnonzero(scored) - 1, prompt.carrier != "embeddings"
+    return Rows(x, ids, text, places, prompt.prefix(params, config).past if deep else None, P if deep else 0)
 
 
 def attention_received(params, config, rows, slots):
@@ -159,7 +160,7 @@ def residuals(params, config, prompt, rows):
     """
     if prompt.carrier != "embeddings":
         return list(prompt.slots) if prompt.carrier == "hidden" else None
-    stream: list = []
+    stream = []
     forward(params, config, rows.x[:1], keep="nothing", watch=stream)
     columns = [int((rows.ids[0] == -1 - p).argmax()) for p in range(prompt.length)]
     return [x[0][like(np.array(columns), x)] for x in stream]
@@ -234,16 +235,16 @@ def states_at(params, config, rows, places):
 def over_texts(params, config, prompt, rows, starts, advance=None):
     """Everything that takes texts, a few rows at a time; on the host.
 
-    attention (L, H, P), the mean over all tokens of the texts; kl and loss (P,), in bits a place, not a number where
-    no place is left; places (P,); lens, ids and probabilities (n, P) each, or None. advance() is called
-    after each slot and part of the rows.
+    attention (L, H, P), the mean over all tokens of the texts; kl and loss (P,), in bits a place, not a
+    number where no place is left; places (P,); lens, ids and probabilities (n, P) each, or None.
+    advance() is called after each slot and part of the rows.
     """
     P, attention, tokens, lost, looked = prompt.length, 0, 0, 0, None
     for some in batches(rows, P):
         placed = place_rows(params, config, prompt, rows[some], starts[some])
         if not some.start and (states := residuals(params, config, prompt, placed)) is not None:
             looked = lens(params, config, states)
-        attention, tokens = attention + attention_received(params, config, placed, P), tokens + placed.text.sum()
+        attention, tokens = attention + attention_received(params, config, placed, P), tokens + int(placed.text.sum())
         lost = lost + np.stack(left_out(params, config, placed, P, advance))
     kl, loss, places = lost
     mean = lambda total: np.divide(total, places, out=np.full(P, np.nan), where=places > 0)

@@ -7,15 +7,19 @@ import numpy as np
 from minicompress.training.checkpoints import replace_file
 
 WIDTH = 100  # columns of a table
-LENS_COLUMNS = 6
-SHOWN = 11  # characters of a token
+LENS_COLUMNS = 5
+SHOWN = 11  # columns of a token
+LETTERS_PER_INCH = 10  # of a picture's whole width, below its heat map
 BLUE, ORANGE, GREEN, GREY = "#3465a4", "#ce7b00", "#4e8a06", "#8a8a8a"
 
 
 def plain(found, decode):
     """The numbers of `inspection` as JSON can hold them: None for what is infinite or not known, tokens in words.
 
-    found: {"nearest", "moved"} and what `over_texts` gives. decode: a list of ids -> text.
+    found: {"nearest", "moved"} and what `over_texts` gives. decode: a list of ids -> text. Gives
+    nearest: {cosine, euclidean}, for each slot k times {id, token, value}; moved: {distance, relative,
+    cosine}, each (P), or None; attention: {slots (L, H, P), prompt (L, H)}; lens: for each state and slot
+    {id, token, probability}, or None; left_out: {kl, loss, places}, each (P).
     """
     nearest, lens, moved, attention = found["nearest"], found["lens"], found["moved"], found["attention"]
     return {
@@ -40,8 +44,10 @@ def words(ids, values, name, decode):
 
 def visible(token):
     """A token in few printable characters: ␣ for a space, escapes for what does not print."""
+    from rich.cells import cell_len, set_cell_size
+
     text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in token.replace(" ", "␣"))
-    return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
+    return text if cell_len(text) <= SHOWN else set_cell_size(text, SHOWN - 1) + "…"
 
 
 def tables(result):
@@ -122,9 +128,11 @@ def neighbours(result):
 
 def fitting(entries, room):
     """As many entries in one line as there is room for, at least one."""
+    from rich.cells import cell_len
+
     line = entries[0]
     for entry in entries[1:]:
-        if len(line) + 3 + len(entry) > room:
+        if cell_len(line) + 3 + cell_len(entry) > room:
             break
         line += f"   {entry}"
     return line
@@ -159,7 +167,7 @@ def figure(result, path):
     for row, (label, (values, colour)) in enumerate(bars.items()):
         draw_bars(drawn.add_subplot(grid[row, 0], sharex=heat), label, values, colour)
     draw_attention(drawn, heat, drawn.add_subplot(grid[-1, 1], sharey=heat), result["attention"])
-    label_slots(heat, result, roomy=P <= 12)
+    label_slots(heat, result, size[0])
     drawn.suptitle(heading(result), fontsize=10, parse_math=False)
     replace_file(path, lambda beside: drawn.savefig(beside, dpi=130, format=path.suffix[1:]))
 
@@ -197,15 +205,17 @@ def draw_attention(drawn, heat, side, attention):
     bar.set_label("to one slot", fontsize=8)
 
 
-def label_slots(axes, result, roomy):
-    """Slot numbers, with the nearest token where there is room for words."""
-    P, between = result["slots"], "\n" if roomy else "  "
+def label_slots(axes, result, inches):
+    """Slot numbers, with the nearest token where there is room for words: below the number, else upright."""
+    P = result["slots"]
     step = math.ceil(P / 40)
-    names = [str(p) for p in range(0, P, step)]
+    names, tilt = [str(p) for p in range(0, P, step)], 0
     if step == 1:
-        tokens = (drawable(visible(near[0]["token"])) for near in result["nearest"]["cosine"])
-        names = [name + between + token for name, token in zip(names, tokens, strict=True)]
-    axes.set_xticks(range(0, P, step), names, rotation=0 if roomy or step > 1 else 90, fontsize=8, parse_math=False)
+        tokens = [drawable(visible(near[0]["token"])) for near in result["nearest"]["cosine"]]
+        level = P * (max(map(len, tokens)) + 1) <= LETTERS_PER_INCH * inches
+        names = [name + ("\n" if level else "  ") + token for name, token in zip(names, tokens, strict=True)]
+        tilt = 0 if level else 90
+    axes.set_xticks(range(0, P, step), names, rotation=tilt, fontsize=8, parse_math=False)
     axes.set_xlabel("slot, and its nearest token by cosine" if step == 1 else "slot", fontsize=8)
 
 
