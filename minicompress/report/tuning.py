@@ -3,7 +3,7 @@
 from minicompress.report.table import number
 
 NAMES = {"none": "no slots", "untrained": "slots, untrained", "tuned": "slots, tuned"}
-COLUMNS = {"loss": ("loss, nats", ".3f"), "accuracy": ("accuracy", ".1%"), "macro_f1": ("macro-F1", ".1%"),
+COLUMNS = {"loss": ("nats a token", ".3f"), "accuracy": ("accuracy", ".1%"), "macro_f1": ("macro-F1", ".1%"),
            "exact_match": ("exact match", ".1%")}  # fmt: skip
 
 
@@ -13,7 +13,7 @@ def tuning_table(result):
     from rich.table import Table
 
     shown = [name for name in COLUMNS if name in result["rows"]["tuned"]]
-    title = f"{result['held_out']:,} held-out examples, loss a token of the answer"
+    title = f"{result['held_out']:,} held-out examples"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("before the answer", no_wrap=True)
     for name in shown:

@@ -173,8 +173,8 @@ def verbalizer_error():
 def lines_error():
     """How many wrong lines pass, or are called by another number."""
     wrong = ["[]", "{", "3", "{}", '{"text": "a"}', '{"text": "a", "label": 3.5}', '{"text": "a", "label": true}',
-             '{"text": "a", "label": ""}', '{"text": "a", "label": "b", "output": "c"}', '{"input": "a", "output": "b\\nc"}',
-             '{"input": "a", "output": null}', '{"text": "a", "label": "\\ud800"}', '{"input": "a", "output": "b"}']  # fmt: skip
+             '{"text": "a", "label": ""}', '{"text": "a", "label": "b", "output": "c"}', '{"text": "a", "label": "b\\nc"}',
+             '{"text": "a", "label": null}', '{"text": "a", "label": "\\ud800"}', '{"input": "a", "output": "b"}']  # fmt: skip
     accepted = 0
     with tempfile.TemporaryDirectory() as folder:
         for line in wrong:
@@ -234,7 +234,7 @@ def output_result_error():
 def exact_match_error():
     """Right, right but for spaces around it, wrong, right in part; only the first four are written."""
     queries = [Query([0, 1], 1, str(i), answer) for i, answer in enumerate(("yes", "two words", "yes", "a dog", "no"))]
-    written = [" yes\n", " two words \n", " no\n", " a dog and\n"]
+    written = [" yes\n\nQ", " two words \n", " no\n", " a dog and\n"]
     with pytest.MonkeyPatch.context() as patch, Shards(1) as shards:
         ids = iter(map(letters.Letters().encode, written))
         patch.setattr(scores, "generate", lambda params, config, rows, *_: [next(ids).ids for _ in rows])
@@ -284,23 +284,46 @@ def resumed_error(stop, **options):
         return wrong + (everything(resumed) != everything(whole))
 
 
+def torn_error():
+    """An interruption after the arrays have moved, before the step is counted as done: the step is done again."""
+    with tuning() as whole, tuning() as broken, tuning() as resumed, tempfile.TemporaryDirectory() as folder:
+        whole.train()
+        calls, step = [], broken.take_step
+
+        def torn():
+            calls.append(step())
+            if len(calls) == 4:
+                raise KeyboardInterrupt
+            return calls[-1]
+
+        broken.take_step = torn
+        with contextlib.suppress(KeyboardInterrupt):
+            broken.train(Path(folder) / "c")
+        resumed.resume(Path(folder) / "c")
+        wrong = resumed.state["step"] != 3
+        resumed.train()
+        return wrong + (everything(resumed) != everything(whole))
+
+
 def foreign_error():
     """How many checkpoints of another tuning are taken up all the same."""
-    prompt = SoftPrompt(np.ones((3, 12)))
+    one, two = (SoftPrompt(number * np.ones((3, 12))) for number in (1, 2))
     others = [{"lr": 0.5}, {"slots": 4}, {"seed": 1}, {"method": "deep"}, {"records": LABELS[:-1]}, {"held": LABELS[:2]},
-              {"model": letters.model()._replace(hash="9")}, {"given": prompt}, {"n": 1}, {"verbalizer": {"pet": "a"}}]  # fmt: skip
+              {"model": letters.model()._replace(hash="9")}, {"given": one}, {"n": 1}, {"verbalizer": {"pet": "a"}}]  # fmt: skip
     accepted = 0
     with tuning() as run, tempfile.TemporaryDirectory() as folder:
         run.save(Path(folder) / "c")
         for other in others:
             with tuning(**other) as wrong:
                 accepted += not raises("belongs to a run with another", wrong.resume, Path(folder) / "c")
-    return accepted
+    with tuning(given=one) as run, tuning(given=two) as other, tempfile.TemporaryDirectory() as folder:
+        run.save(Path(folder) / "c")
+        return accepted + (not raises("another start", other.resume, Path(folder) / "c"))
 
 
 def batches(seed):
     """The texts of each step's batch."""
-    with tuning(steps=5, seed=seed) as run:
+    with tuning(held=LABELS[:2], steps=5, seed=seed) as run:
         asked, gradient = [], run.gradient
         run.gradient = lambda queries: (asked.append(tuple(q.question for q in queries)), gradient(queries))[1]
         run.train()
@@ -410,10 +433,25 @@ def defaults_error():
     found = [tuple(getattr(one, name) for name in names) for one in told]
     return sum(one != by_hand for one, by_hand in zip(found, [
         ("direct", 8, None, None, None, "vocab", "Q: {text}\\nA:", 0.03),
-        ("mlp", 8, 12, None, None, None, "Q: {input}\\nA:", 0.001),
+        ("mlp", 8, 12, None, None, None, "Q: {input}\\nA:", 0.003),
         ("cartridge", 8, None, None, 1, "vocab", "Q: {text}\\nA:", 0.1),
         ("low-rank", 3, None, 4, None, "vocab", "[2]{text}[1: b]", 0.5),
     ], strict=True))  # fmt: skip
+
+
+def sizes_error():
+    """Raw arrays are as large as the options say."""
+    cases = [({"method": "prompt", "parameterisation": "low-rank", "rank": 2}, "a", (3, 2)),
+             ({"method": "prefix", "parameterisation": "cartridge", "frozen": 2}, "slots", (2, 2, 3, 1, 4)),
+             ({"method": "prefix", "parameterisation": "mlp", "hidden": 5}, "transform.0.weight", (12, 5)),
+             ({"method": "p-tuning", "hidden": 5}, "mlp_head.2.weight", (5, 5)),
+             ({"method": "p-tuning", "parameterisation": "lstm", "hidden": 5}, "lstm_head.1.onward.weight_hh", (20, 5)),
+             ({"method": "deep", "slots": 4}, "slots", (2, 4, 12))]  # fmt: skip
+    wrong = 0
+    for options, name, shape in cases:
+        with tuning(**options) as run:
+            wrong += flatten(run.raw)[name].shape != shape
+    return wrong
 
 
 def beginnings_error():
@@ -481,11 +519,11 @@ def attention_error():
     return max(errors)
 
 
-def measured_error():
+def measured_error(**options):
     """Gradient, movement and length of slots, by their definitions."""
-    with tuning(steps=3) as run:
+    with tuning(steps=3, **options) as run:
         run.train()
-        found, slots = diagnosis.measure(run), run.raw["slots"]
+        found, slots = diagnosis.measure(run), run.bake(run.raw)[0]
         loss, dslots = run.gradient(run.task.train[:16], slots)
         lengths = np.linalg.norm(slots, axis=1)
         felt = [np.linalg.norm(d) * np.median(lengths) / loss for d in dslots]
@@ -590,6 +628,7 @@ CHECKS = {
     "better": better_error,
     "resumed": lambda: resumed_error(3),
     "resumed, a network": lambda: resumed_error(3, method="p-tuning"),
+    "torn": torn_error,
     "foreign": foreign_error,
     "batches": batches_error,
     "step": step_error,
@@ -599,11 +638,13 @@ CHECKS = {
     "fits": fits_error,
     "options": options_error,
     "defaults": defaults_error,
+    "sizes": sizes_error,
     "beginnings": beginnings_error,
     "encoder": encoder_error,
     "recycle": recycle_error,
     "attention": attention_error,
     "measured": measured_error,
+    "measured, a network": lambda: measured_error(method="p-tuning"),
     "provoked": provoked_error,
     "unprovoked": unprovoked_error,
 }  # fmt: skip
