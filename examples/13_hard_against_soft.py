@@ -10,8 +10,7 @@ from functools import partial
 
 import numpy as np
 
-from corpus import documents
-from miniature import accuracy, groups, once, queries, tune
+from miniature import accuracy, documents, groups, once, queries, tune
 from minicompress.commands import open_model
 from minicompress.gpt2.prefix import read_slots, read_tokens
 from minicompress.prompts.carriers import DOORS

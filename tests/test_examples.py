@@ -29,7 +29,7 @@ def examples():
         yield pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * path.stem.startswith(SLOW))
 
 
-@pytest.mark.parametrize("path", examples())
+@pytest.mark.parametrize("path", list(examples()))
 def test_example_runs(path, tmp_path):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "MINICOMPRESS_RESULTS": str(tmp_path)}
     run = subprocess.run([sys.executable, path], capture_output=True, text=True, env=environment)

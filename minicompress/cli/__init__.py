@@ -18,5 +18,5 @@ def main() -> None:
     try:
         app()
     except (ValueError, OSError, FloatingPointError, MemoryError) as reason:
-        print(f"minicompress: {reason or 'out of memory'}", file=sys.stderr)
+        print(f"minicompress: {str(reason) or 'out of memory'}", file=sys.stderr)
         sys.exit(2)

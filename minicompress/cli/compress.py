@@ -8,7 +8,7 @@ from rich.console import Console
 
 from minicompress import commands
 from minicompress.cli.common import Device, Json, ModelDir, app, aside, bar, show, take_up
-from minicompress.compression.run import Recipe, Run
+from minicompress.compression.run import QUERY_TOKENS, Recipe, Run, check_positions
 from minicompress.evaluation.baselines import evaluate, trained_prefixes
 from minicompress.prompts.carriers import DOORS, POSITIONS
 from minicompress.report.table import cost_line, evaluation_table
@@ -71,6 +71,7 @@ def compress(
     if loss == "likelihood" and temperature != 1:
         raise ValueError("--temperature softens distributions; --loss likelihood has none to soften")
     text = commands.read_text(context)
+    other_text = commands.read_text(other or OTHER_CONTEXT) if baselines == "all" else None
     student = commands.open_model(model, device)
     reader = commands.open_model(teacher, device) if teacher else student
     recipe = Recipe(slots, loss, temperature, steps, lr, rows, seed, init, self_study, carrier, positions, beta)
@@ -80,9 +81,11 @@ def compress(
             run = Run(student, reader, text, recipe, queries, evaluate_on, shards)
         take_up(run, checkpoint, resume)
         aside.print(f"{len(run.ids):,} tokens; {len(run.train)} queries to train on, {len(run.held)} held out")
-        extra = train(run, checkpoint, (other or OTHER_CONTEXT) if baselines == "all" else None)
+        check_controls(run, other_text)
+        train(run, checkpoint)
         run.prompt().save(out)
         checkpoint.unlink(missing_ok=True)
+        extra = train_controls(run, other_text) if other_text else None
         with aside.status("evaluating on the held-out queries"):
             result = evaluate(run, extra)
     result |= summary(result) | {
@@ -95,8 +98,15 @@ def compress(
     show(result, as_json, cost_line(result) + f"\nwritten to {out}")
 
 
-def train(run: Run, checkpoint: Path, other: Path | None) -> dict | None:
-    """Trains the slots and, where another context is given, the two controls -> prefixes of the controls."""
+def check_controls(run: Run, other: str | None) -> None:
+    """Raises ValueError, before anything is trained, where the other context does not fit in the model."""
+    if other:
+        length = len(run.model.tokenizer.encode(other).ids)
+        check_positions(run.model.pair[1], tokens_of_the_other_context=length, tokens_of_a_query=QUERY_TOKENS)
+
+
+def train(run: Run, checkpoint: Path) -> None:
+    """Trains the slots, with a progress bar; an interruption keeps the last step."""
     steps = run.recipe.steps
     with bar() as progress:
         task = progress.add_task("slots", total=steps, completed=run.state["step"], loss="")
@@ -107,10 +117,13 @@ def train(run: Run, checkpoint: Path, other: Path | None) -> dict | None:
         except KeyboardInterrupt:
             progress.console.print(f"stopped; {checkpoint} keeps the last step saved, and --resume goes on from it")
             raise
-        if not other:
-            return None
-        task = progress.add_task("controls", total=2 * steps, loss="")
-        return trained_prefixes(run, commands.read_text(other), lambda *_: progress.advance(task))
+
+
+def train_controls(run: Run, other: str) -> dict:
+    """Trains the slots of another context, and those of the answers alone -> their prefixes."""
+    with bar() as progress:
+        task = progress.add_task("controls", total=2 * run.recipe.steps, loss="")
+        return trained_prefixes(run, other, lambda *_: progress.advance(task))
 
 
 def summary(result: dict) -> dict:

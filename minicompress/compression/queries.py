@@ -10,6 +10,7 @@ import numpy as np
 from minicompress.gpt2.generate import generate
 
 START = "Q:"
+ROWS = 24  # written at once: each row keeps its own copy of what stands before it
 FORM = "Q: {question}\nA:"
 
 
@@ -77,9 +78,12 @@ def read_queries(lines, name):
 
 
 def read_text(path):
-    """A user's text file, or standard input for `-`. Raises ValueError where there is no text in it."""
+    """A user's text file, or standard input for the text `-`. Raises ValueError where there is no text in it."""
     try:
-        text = sys.stdin.read() if str(path) == "-" else Path(path).read_text(encoding="utf-8")
+        text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
+        text.encode()  # where the locale is not UTF-8, standard input arrives with halves of surrogate pairs
+    except UnicodeEncodeError as reason:
+        raise ValueError(f"{path} is not UTF-8 text (at character {reason.start})") from None
     except UnicodeDecodeError as reason:
         raise ValueError(f"{path} is not UTF-8 text ({reason.reason} at byte {reason.start})") from None
     except OSError as reason:
@@ -102,7 +106,9 @@ def file_queries(teacher, context_prefix, path):
             question, answer = entry
             given = answers[question] if answer is None else answer
             queries.append(question_query(teacher.tokenizer, question, given, answer))
-    return [query for query in queries if query]
+    if not (queries := [query for query in queries if query]):
+        raise ValueError(f"{path}: no line has a token to predict; write questions, or lines of two tokens or more")
+    return queries
 
 
 def line_ends(tokenizer, lines):
@@ -139,8 +145,9 @@ def answer_greedily(model, tokenizer, prefix, questions, steps=32):
     rows = [tokenizer.encode(FORM.format(question=question)).ids for question in questions]
     ends = np.array([len(row) for row in rows]) + (prefix.start if prefix else 0)
     room = model[1].n_positions - int(ends.max())
-    written = generate(*model, rows, max(1, min(steps, room)), prefix, line_ends(tokenizer, 1))
-    return [tokenizer.decode(new).split("\n")[0].strip() for new in written]
+    groups = [rows[i : i + ROWS] for i in range(0, len(rows), ROWS)]
+    write = lambda some: generate(*model, some, max(1, min(steps, room)), prefix, line_ends(tokenizer, 1))
+    return [tokenizer.decode(new).split("\n")[0].strip() for some in groups for new in write(some)]
 
 
 def hold_out(queries, share, rng):

@@ -9,7 +9,7 @@ import numpy as np
 
 from minicompress.arrays import array_module, like, to_host
 from minicompress.compression.gradient import train_slots
-from minicompress.compression.queries import file_queries, hold_out, self_study
+from minicompress.compression.queries import ROWS, START, file_queries, hold_out, self_study
 from minicompress.compression.teacher import Teacher
 from minicompress.gpt2 import Config
 from minicompress.gpt2.prefix import read_tokens
@@ -20,7 +20,6 @@ from minicompress.training.checkpoints import load_own, save_tree
 from minicompress.trees import tree_map
 
 QUERY_TOKENS = 48  # room for a question and its answer
-GROUP = 24  # rows that the teacher writes at once
 
 
 class Model(NamedTuple):
@@ -74,8 +73,8 @@ def gather_queries(teacher, context_prefix, recipe, shards, queries_file=None):
     """The training and the held-out queries, of a file or written by the teacher as it reads the context."""
     rng = np.random.default_rng((recipe.seed, 1))
     if queries_file is None:
-        room = teacher.pair[1].n_positions - context_prefix.length - 2
-        groups = [min(GROUP, recipe.self_study - i) for i in range(0, recipe.self_study, GROUP)]
+        room = teacher.pair[1].n_positions - context_prefix.length - len(teacher.tokenizer.encode(START).ids)
+        groups = [min(ROWS, recipe.self_study - i) for i in range(0, recipe.self_study, ROWS)]
         rngs = rng.spawn(len(groups))
         written = shards.map(
             lambda part: [

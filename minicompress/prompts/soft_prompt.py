@@ -91,7 +91,7 @@ class SoftPrompt:
                          provenance)  # fmt: skip
             prompt.check()
             return prompt
-        except (SafetensorError, KeyError, ValueError, TypeError) as reason:
+        except (SafetensorError, LookupError, ValueError, TypeError, AttributeError, RecursionError) as reason:
             raise ValueError(f"{path} is not a soft prompt of this program: {reason}") from None
 
     def check_model(self, config, name="the prompt"):

@@ -167,7 +167,7 @@ def both_sides(before, after, field="text"):
 
 
 def around_entity(before=3, between=3, field="entity"):
-    """(3, sub, 3, obj) of P-tuning for a GPT (Liu et al. 2021, "GPT Understands, Too"); the object is what is predicted.
+    """(3, sub, 3, obj) of P-tuning for a GPT (Liu et al. 2021, "GPT Understands, Too"); the object is predicted.
 
     The last 3 of its (3, sub, 3, obj, 3) is for models that look both ways. A GPT predicts the object
     before it reads anything behind it: slots there would have no gradient. The space before the subject

@@ -49,9 +49,10 @@ def load_tree(path):
 
     try:
         with safe_open(path, framework="numpy") as file:
-            facts = json.loads((file.metadata() or {})["facts"])
+            if not isinstance(facts := json.loads((file.metadata() or {})["facts"]), dict):
+                raise ValueError("its facts are no JSON object")
             return unflatten({name: file.get_tensor(name) for name in file.keys()}), facts  # noqa: SIM118
-    except (SafetensorError, KeyError, ValueError) as reason:
+    except (SafetensorError, LookupError, ValueError, TypeError, AttributeError, RecursionError) as reason:
         raise ValueError(f"{path} is not a checkpoint of this program ({reason}); delete it to start afresh") from None
 
 
