@@ -5,12 +5,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import SMALL
 from safetensors import safe_open
 from test_cli_mistakes import assert_one_line, left
 
 import weights_loader
-from minicompress.gpt2 import embed, forward
+from minicompress.gpt2 import Config, embed, forward
 from minicompress.prompts.carriers import slots_shape
 from minicompress.prompts.soft_prompt import SoftPrompt
 from minicompress.verification.oracles import relative_error
@@ -19,6 +18,7 @@ from weights_loader import load_peft_prompt, model_hash, peft_config, save_peft_
 
 TYPES = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CARTRIDGE")
 DTYPES = ("F64", "F32", "F16", "BF16")
+SMALL = Config(vocab_size=2048, n_positions=128, n_embd=24, n_layer=2, n_head=2)  # the fixture `model`
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 P, L, C, H = 3, SMALL.n_layer, SMALL.n_embd, SMALL.n_head
 each_type = pytest.mark.parametrize("peft_type", TYPES)
