@@ -2,13 +2,18 @@
 
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from helpers import TINY
 from minicompress.prompts.soft_prompt import FORMAT, SoftPrompt, text_hash
+from minicompress.trees import flatten
 from outer_checks import prompt_file_error
+from reading import KINDS, random_prompt
 
 METADATA = {"format": FORMAT, "carrier": "embeddings", "positions": "compact", "provenance": "{}"}
 SLOTS = np.arange(6.0, dtype=np.float32).reshape(3, 2)
@@ -41,6 +46,58 @@ def test_any_reader_of_safetensors_finds_one_tensor_named_after_the_carrier(tmp_
     SoftPrompt(SLOTS).save(tmp_path / "p")
     found = load_file(tmp_path / "p")
     assert list(found) == ["embeddings"] and found["embeddings"].tobytes() == SLOTS.tobytes()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_stands_in_the_file_of_every_kind(kind, tmp_path):
+    """The slots under their carrier's name, masses, first slots and raw arrays beside them, all else in the metadata."""
+    prompt = random_prompt(kind, TINY, 3, np.random.default_rng(0))
+    raw = {"embedding": {"weight": np.ones((3, 2))}, "mlp_head": {"0": {"bias": np.zeros(2)}}}
+    replace(prompt, initial=2 * prompt.slots, raw=raw).save(tmp_path / "p")
+    found = load_file(tmp_path / "p")
+    beta = {} if prompt.beta is None else {"beta": prompt.beta}
+    expected = {prompt.carrier: prompt.slots, "initial": 2 * prompt.slots, "raw.embedding.weight": np.ones((3, 2)),
+                "raw.mlp_head.0.bias": np.zeros(2)} | beta  # fmt: skip
+    assert found.keys() == expected.keys() and all((found[name] == x).all() for name, x in expected.items())
+    with safe_open(tmp_path / "p", framework="numpy") as file:
+        metadata = file.metadata()
+    told = {"format": FORMAT, "carrier": prompt.carrier, "positions": prompt.positions, "provenance": "{}"}
+    told |= {"offset": "7"} if prompt.positions == "logical" else {}
+    assert metadata == told | ({"template": prompt.template} if prompt.template else {})
+    back = SoftPrompt.load(tmp_path / "p").raw
+    assert flatten(back).keys() == flatten(raw).keys() and (back["embedding"]["weight"] == 1).all()
+
+
+@pytest.mark.parametrize("metadata, tensors, words", [
+    ({"carrier": "kv"}, {"kv": np.ones((2, 2, 3, 4))}, r"its slots have shape \[2, 2, 3, 4\]; finite numbers \(L, 2, H, P, D\)"),
+    ({"carrier": "hidden"}, {"hidden": np.ones((2, 0, 4))}, r"its slots have shape \[2, 0, 4\]; finite numbers \(L, P, C\)"),
+    ({"carrier": "kv"}, {"embeddings": SLOTS}, "kv"),
+    ({"offset": "3"}, {}, "positions are 'compact', the offset is 3; an offset belongs to 'logical' alone"),
+    ({"positions": "logical"}, {}, "positions are 'logical', the offset is None"),
+    ({"positions": "logical", "offset": "-1"}, {}, "its offset is -1; positions begin at 0"),
+    ({"positions": "logical", "offset": "three"}, {}, "three"),
+    ({}, {"beta": np.zeros(3)}, r"its beta has shape \[3\]; the carrier kv takes \(L, H, P\), below ∞"),
+    ({"carrier": "kv"}, {"kv": np.ones((2, 2, 3, 4, 5)), "beta": np.zeros((2, 4, 3))}, r"beta has shape \[2, 4, 3\]"),
+    ({"carrier": "kv"}, {"kv": np.ones((2, 2, 3, 4, 5)), "beta": np.full((2, 3, 4), np.inf)}, "below ∞"),
+    ({"carrier": "kv"}, {"kv": np.ones((2, 2, 3, 4, 5)), "beta": np.full((2, 3, 4), np.nan)}, "below ∞"),
+    ({}, {"initial": SLOTS[:2]}, r"its initial slots have shape \[2, 2\]; finite \[3, 2\]"),
+    ({}, {"initial": SLOTS * np.nan}, "its initial slots"),
+    ({"template": "[3"}, {}, "template, column 3"),
+    ({"template": "[2]", "carrier": "hidden"}, {"hidden": np.ones((2, 2, 4))}, "its template places embeddings, and its carrier is hidden"),
+])  # fmt: skip
+def test_parts_that_do_not_belong_together_are_refused(metadata, tensors, words, tmp_path):
+    save_file({"embeddings": SLOTS} | tensors, tmp_path / "p", METADATA | metadata)
+    refused(tmp_path / "p", words)
+
+
+@pytest.mark.parametrize("metadata, tensors", [
+    ({"carrier": "kv"}, {"kv": np.ones((2, 2, 3, 4, 5)), "beta": np.full((2, 3, 4), -np.inf)}),
+    ({"positions": "logical", "offset": "0"}, {}), ({"template": "{text}"}, {}), ({"template": "{text}[3]"}, {}),
+    ({"carrier": "hidden", "template": "Q: {text}"}, {"hidden": np.ones((2, 2, 4))}),
+])  # fmt: skip
+def test_parts_that_do_belong_together(metadata, tensors, tmp_path):
+    save_file({"embeddings": SLOTS} | tensors, tmp_path / "p", METADATA | metadata)
+    assert SoftPrompt.load(tmp_path / "p").carrier == metadata.get("carrier", "embeddings")
 
 
 def test_a_write_that_fails_leaves_the_old_prompt(tmp_path, monkeypatch):
