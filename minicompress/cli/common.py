@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=(
     "Learns soft prompts by compressing a context: a long text becomes a few vectors with which a frozen GPT-2 answers."
 ))  # fmt: skip
-aside = Console(stderr=True)
+aside = Console(stderr=True, markup=False)
 
 ModelDir = Annotated[
     Path | None, typer.Option("--model", help="folder in Hugging Face layout; default: the embedded model")

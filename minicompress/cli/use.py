@@ -9,7 +9,7 @@ import typer
 
 from minicompress import commands
 from minicompress.cli.common import Device, Json, ModelDir, app, show
-from minicompress.compression.queries import FORM, answer_greedily, line_ends
+from minicompress.compression.queries import FORM, line_ends, write_lines
 from minicompress.compression.run import check_positions
 from minicompress.gpt2.generate import generate as write
 from minicompress.prompts.soft_prompt import concatenate
@@ -24,16 +24,13 @@ def ask(
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
-    """Ask a soft PROMPT a QUESTION."""
+    """Ask a soft PROMPT a QUESTION: in the form `Q: …`, `A:`, or as the prompt's own template has it."""
     commands.check_words("QUESTION", question)
     opened = commands.open_model(model, device)
     stands = commands.open_prompt(prompt, opened)
-    if stands.template:
-        raise ValueError(f"{prompt} has a template of its own, {stands.template!r}; use generate --prompt to fill it")
-    prefix = stands.prefix(*opened.pair)
-    length = len(opened.tokenizer.encode(FORM.format(question=question)).ids)
-    check_positions(opened.pair[1], **commands.before(stands), question_tokens=length, answer_tokens=1)
-    answer = answer_greedily(opened.pair, opened.tokenizer, prefix, [question])[0]
+    ids = commands.row_of(stands, opened.tokenizer, question if stands.template else FORM.format(question=question))
+    check_positions(opened.pair[1], **commands.before(stands), question_tokens=len(ids), answer_tokens=1)
+    answer = write_lines(opened.pair, opened.tokenizer, stands.prefix(*opened.pair), [ids])[0]
     show({"answer": answer}, as_json, answer)
 
 

@@ -69,8 +69,12 @@ def read_queries(lines, name):
             if not isinstance(question, str) or not isinstance(answer, str | None):
                 raise TypeError("question and answer must be texts")
             f"{question}{answer}".encode()  # half of a surrogate pair is JSON, but no text
+        except json.JSONDecodeError as reason:
+            where = f"{name}, line {number}, column {reason.colno}"
+            raise ValueError(f'{where}: {reason.msg}; write {{"question": "…", "answer": "…"}}') from None
         except (ValueError, KeyError, TypeError, RecursionError) as reason:
-            raise ValueError(f'{name}, line {number}: {reason}; write {{"question": "…", "answer": "…"}}') from None
+            why = "it has no 'question'" if isinstance(reason, KeyError) else reason
+            raise ValueError(f'{name}, line {number}: {why}; write {{"question": "…", "answer": "…"}}') from None
         found.append((question, answer))
     if not found:
         raise ValueError(f"{name} holds no query")
@@ -141,8 +145,13 @@ def self_study(model, tokenizer, prefix, count, rng, steps=48, temperature=1.0):
 
 
 def answer_greedily(model, tokenizer, prefix, questions, steps=32):
-    """The model's own answers to the questions, each up to its line end or the last position, as texts."""
+    """The model's own answers to the questions, as texts."""
     rows = [tokenizer.encode(FORM.format(question=question)).ids for question in questions]
+    return write_lines(model, tokenizer, prefix, rows, steps)
+
+
+def write_lines(model, tokenizer, prefix, rows, steps=32):
+    """What the model writes after each row of ids, up to the line's end or the last position, as texts."""
     ends = np.array([len(row) for row in rows]) + (prefix.start if prefix else 0)
     room = model[1].n_positions - int(ends.max())
     groups = [rows[i : i + ROWS] for i in range(0, len(rows), ROWS)]

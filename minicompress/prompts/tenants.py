@@ -117,7 +117,7 @@ def padded(arrays, axis):
     return xp.concatenate([x if x.shape[axis] == size else xp.pad(x, fill(x)) for x in arrays])
 
 
-# Doors for N prompts at once: read(params, config, prompts, keep) -> N prefixes, cache.
+# Doors for N prompts at once: read(params, config, prompts, keep) -> N prefixes, cache. The weights are frozen here.
 
 
 def read_padded(params, config, prompts, keep="nothing"):
@@ -130,13 +130,13 @@ def read_padded(params, config, prompts, keep="nothing"):
     return found, (cache, lengths)
 
 
-def read_padded_backward(asked, cache, grads=None):
+def read_padded_backward(asked, cache):
     (cache, lengths), (dpasts, dlasts, _) = cache, zip(*asked, strict=True)
     dpast = [[padded(parts, 2) for parts in zip(*layers, strict=True)] for layers in zip(*dpasts, strict=True)]
     dhidden = array_module(dlasts[0]).zeros_like(cache[1][0])
     for n, P in enumerate(lengths):
         dhidden[n, P - 1] = dlasts[n][0, 0]
-    dx, _ = backward(dhidden, cache, dpast, grads)
+    dx, _ = backward(dhidden, cache, dpast)
     return [dx[n, :P] for n, P in enumerate(lengths)]
 
 
@@ -150,13 +150,13 @@ def read_joined(params, config, prompts, keep="nothing"):
     return [Prefix(list(past), None, prompt.length) for past, prompt in zip(own, prompts, strict=True)], (cache, ends)
 
 
-def read_joined_backward(asked, cache, grads=None):
+def read_joined_backward(asked, cache):
     (cache, ends), (dpasts, *rest) = cache, zip(*asked, strict=True)
     xp = array_module(dpasts[0][0][0])
     joined = [
         [xp.concatenate(parts, axis=2) for parts in zip(*layers, strict=True)] for layers in zip(*dpasts, strict=True)
     ]
-    return xp.split(DOORS["hidden"].read_backward((joined, *rest), cache, grads), ends, axis=1)
+    return xp.split(DOORS["hidden"].read_backward((joined, *rest), cache), ends, axis=1)
 
 
 def read_each(params, config, prompts, keep="nothing"):
@@ -165,8 +165,8 @@ def read_each(params, config, prompts, keep="nothing"):
     return found, [(prompt.door, cache) for prompt, cache in zip(prompts, caches, strict=True)]
 
 
-def read_each_backward(asked, caches, grads=None):
-    return [door.read_backward(one, cache, grads) for one, (door, cache) in zip(asked, caches, strict=True)]
+def read_each_backward(asked, caches):
+    return [door.read_backward(one, cache) for one, (door, cache) in zip(asked, caches, strict=True)]
 
 
 EACH = Door(read_each, read_each_backward)

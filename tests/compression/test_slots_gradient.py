@@ -112,6 +112,6 @@ def test_a_gradient_that_is_not_finite_stops_before_it_reaches_the_slots():
     problem = Problem()
     problem.model[0]["ln_f"]["weight"][0] = np.nan
     before, state = problem.slots.copy(), adamw_init({"slots": problem.slots})
-    with Shards(1) as shards, pytest.raises(FloatingPointError, match="step 0 is not finite"):
+    with Shards(1) as shards, pytest.raises(FloatingPointError, match="a gradient is not finite; lower the learning rate"):
         train_slots(problem.model, problem.slots, state, problem.queries, None, 3, shards=shards, loss="likelihood")
     assert state["step"] == 0 and problem.slots.tobytes() == before.tobytes()
