@@ -96,6 +96,44 @@ def test_the_row_of_a_slot():
     assert lost == [["0.123", "0.000"], ["–", "1.000"], ["0.000", "2.000"]]
 
 
+def test_where_a_slot_is_looked_at_most():
+    told = result()
+    told["attention"]["slots"] = [[[0.1, 0.5, 0], [0.2, 0, 0]], [[0.3, 0, 0], [0.2, 0, 0.7]]]
+    most = [re.search(r"\d+% layer \d head \d", rows_of(p, lines(told))[0])[0] for p in range(3)]
+    assert most == ["30% layer 1 head 0", "50% layer 0 head 0", "70% layer 1 head 1"]
+    assert "layer by layer: 40% 60%" in "".join(
+        lines(told | {"attention": told["attention"] | {"prompt": [[0.3, 0.5], [0.4, 0.8]]}})
+    )
+
+
+def test_each_slot_s_own_words():
+    """Each token is called by where it belongs: measure or state, slot, rank."""
+    told = result(L=2)
+    for measure in ("cosine", "euclidean"):
+        entry = lambda p, n, measure=measure: {"id": 0, "token": f"{measure[0]}{p}{n}", "value": p + n / 10}
+        told["nearest"][measure] = [[entry(p, n) for n in range(3)] for p in range(3)]
+    told["lens"] = [
+        [{"id": 0, "token": f"s{n}{p}", "probability": n / 10 + p / 100} for p in range(3)] for n in range(3)
+    ]
+    _, near, states = rows_of(1, lines(told))
+    assert near.split() == [
+        "1",
+        "c10",
+        "1.00",
+        "c11",
+        "1.10",
+        "c12",
+        "1.20",
+        "e10",
+        "1.00",
+        "e11",
+        "1.10",
+        "e12",
+        "1.20",
+    ]
+    assert states.split() == ["1", "s01", "1%", "s11", "11%", "s21", "21%"]
+
+
 def test_without_texts_of_the_user_no_loss():
     told = result()
     told["left_out"]["loss"] = None
