@@ -12,6 +12,7 @@ import numpy as np
 from minicompress.arrays import to_host
 from minicompress.compression.queries import pad
 from minicompress.gpt2 import embed, forward
+from minicompress.layers.attention import probabilities
 from minicompress.prompts.soft_prompt import SLOT_AXIS
 from minicompress.tuning.scores import majority
 
@@ -20,7 +21,7 @@ LEARNED = 1e-2  # nats: below it, a gradient may be gone because nothing is left
 DEAF = 1e-4  # of the loss: what a slot's length would change of it, to first order
 UNMOVED = 1e-2  # of the slots' length
 FULL = 0.99  # of one head's attention
-LONG = 30  # times the length of the model's embeddings
+LONG = {"embeddings": 40, "hidden": 10}  # times as long as the model's own; tunings that learn had up to 26, and 2
 
 
 def diagnose(run):
@@ -29,7 +30,8 @@ def diagnose(run):
     lines = data_lines(run.task, run.model.tokenizer)
     if measured["loss"] > LEARNED:
         lines += gradient_lines(measured["felt"], measured["through_encoder"])
-    lines += movement_lines(measured["moved"], measured["attention_on_slots"], measured["length_ratio"])
+    lines += movement_lines(measured["moved"], measured["attention_on_slots"])
+    lines += length_lines(run.recipe.carrier, measured["length_ratio"])
     lines += prediction_lines(run.history[run.best_at], run.task)
     if run.task.words:
         lines += frequency_lines(run.history[-1]["train_loss"], run.task)
@@ -48,15 +50,14 @@ def measure(run):
     begun = by_slot(run.initial, axis)
     moved = np.linalg.norm(by_slot(slots, axis) - begun) / (np.linalg.norm(begun) or 1)
     felt = slopes * (np.median(lengths) or 1) / (loss or 1)
-    share = attention_on_slots(run, slots, queries)
-    ratio = lengths.mean() / np.linalg.norm(to_host(run.model.wte), axis=1).mean()
+    share, stream = attention_on_slots(run, slots, queries)
     return {
         "loss": loss,
         "felt": felt.tolist(),
         "through_encoder": bool(to_host(draw["embedding"]["weight"]).any()) if "embedding" in draw else None,
         "moved": float(moved),
         "attention_on_slots": float((share > FULL).mean()),
-        "length_ratio": float(ratio) if run.recipe.carrier == "embeddings" else None,
+        "length_ratio": length_ratio(run, to_host(slots), stream),
     }
 
 
@@ -66,16 +67,30 @@ def by_slot(slots, axis):
     return host.reshape(len(host), -1)
 
 
+def length_ratio(run, slots, stream):
+    """How long slots are beside embeddings, or hidden states beside those of some rows; None for keys and values."""
+    if run.recipe.carrier == "kv":
+        return None
+    length = lambda x: np.linalg.norm(x, axis=-1)
+    if run.recipe.carrier == "embeddings":
+        return float(length(slots).mean() / length(to_host(run.model.wte)).mean())
+    return float(np.mean([length(own).mean() / np.median(length(x)) for own, x in zip(slots, stream, strict=True)]))
+
+
 def attention_on_slots(run, slots, queries):
-    """(L, B, H): how much of a head's attention rests on slots, as the first token of each answer is predicted."""
+    """As the first token of each answer is predicted, how much of each head's attention rests on slots: (L, B, H).
+
+    And the residual stream before each layer, a list of (B, T, C).
+    """
     (params, config), prompt = run.model.pair, run.as_prompt(slots)
     prefix, (ids, _) = prompt.prefix(params, config), pad(queries)
     x = embed(params, ids, prefix.start, prefix.slots)
-    _, _, (caches, _) = forward(params, config, x, prefix.past)
+    stream = []
+    _, _, (caches, _) = forward(params, config, x, prefix.past, watch=stream)
     on_slots = np.concatenate([np.ones((len(ids), prefix.length), bool), ids < 0], axis=1)  # (B, S)
     rows, places = np.arange(len(ids)), np.array([max(0, q.start - 1) for q in queries])
-    probs = [to_host(cache["attn"]["attention"][-1])[rows, :, places] for cache in caches]  # each (B, H, S)
-    return np.stack([(p * on_slots[:, None]).sum(-1) for p in probs])
+    probs = [to_host(probabilities(cache["attn"]["attention"]))[rows, :, places] for cache in caches]  # each (B, H, S)
+    return np.stack([(p * on_slots[:, None]).sum(-1) for p in probs]), [to_host(x) for x in stream[:-1]]
 
 
 def gradient_lines(felt, through=None):
@@ -92,17 +107,21 @@ def gradient_lines(felt, through=None):
     return lines
 
 
-def movement_lines(moved, full, ratio):
-    lines = []
-    if moved < UNMOVED:
-        lines.append(f"the slots moved by {moved:.2g} of their length: --lr or --steps is too small")
+def movement_lines(moved, full):
+    """moved: of the slots' length. full: the share of heads that attend to slots alone."""
+    lines = [f"the slots moved by {moved:.2g} of their length: --lr or --steps is too small"] * (moved < UNMOVED)
     if full > 0.5:
-        lines.append(
-            f"{full:.0%} of the heads attend to slots alone ({FULL:.0%} and more), not to the text; lower --lr"
-        )
-    if ratio is not None and ratio > LONG:
-        lines.append(f"the slots are {ratio:.0f} times as long as the model's embeddings, and saturate it; lower --lr")
+        heads = f"{full:.0%} of the heads attend to slots alone ({FULL:.0%} and more)"
+        lines.append(f"{heads}, not to the text; lower --lr")
     return lines
+
+
+def length_lines(carrier, ratio):
+    """A LayerNorm takes the length off: very long slots hardly turn any more, whatever the gradient."""
+    if ratio is None or ratio <= LONG[carrier]:
+        return []
+    own = {"embeddings": "embeddings", "hidden": "hidden states"}[carrier]
+    return [f"the slots are {ratio:.0f} times as long as the model's own {own}, and saturate it; lower --lr"]
 
 
 def prediction_lines(best, task):

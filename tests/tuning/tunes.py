@@ -20,6 +20,7 @@ from minicompress.compression.queries import Query, pad
 from minicompress.gpt2 import forward, head_loss, logits
 from minicompress.gpt2.model import positions
 from minicompress.gpt2.prefix import Prefix, predictors
+from minicompress.layers.attention import probabilities
 from minicompress.layers.losses import log_softmax
 from minicompress.prompts.carriers import slots_shape
 from minicompress.prompts.soft_prompt import SoftPrompt
@@ -508,14 +509,17 @@ def attention_error():
     for options in ({}, {"template": "[2]{text}[1]:"}, {"slots": 1}):
         with tuning(**options) as run:
             slots, queries, (params, config) = run.initial, run.task.train[:3], run.model.pair
-            found = diagnosis.attention_on_slots(run, slots, queries)
+            found, stream = diagnosis.attention_on_slots(run, slots, queries)
             for row, q in enumerate(queries):
                 front = 0 if run.as_prompt(slots).in_rows else len(slots)
                 x = np.concatenate([slots[:front], [slots[-1 - i] if i < 0 else params["wte"]["weight"][i] for i in q.ids[: q.start]]])
-                _, _, (caches, _) = forward(params, config, (x + positions(params, len(x)))[None])
+                layers = []
+                _, _, (caches, _) = forward(params, config, (x + positions(params, len(x)))[None], watch=layers)
+                layers = [layer[0] for layer in layers]
                 soft = np.array([True] * front + [i < 0 for i in q.ids[: q.start]])
-                truth = [c["attn"]["attention"][-1][0, :, -1][:, soft].sum(-1) for c in caches]
+                truth = [probabilities(c["attn"]["attention"])[0, :, -1][:, soft].sum(-1) for c in caches]
                 errors.append(relative_error(found[:, row], truth))
+                errors += [relative_error(x[row, : q.start], y[front:]) for x, y in zip(stream, layers[:-1], strict=True)]
     return max(errors)
 
 
@@ -565,7 +569,8 @@ def provoked():
     say("1 of 3 slots feel no gradient: 1", deaf, method="prefix", **still)
     say("the encoder lets no gradient through", switched_off, method="p-tuning", **still)
     say("of their length: --lr or --steps is too small", **still)
-    say("times as long as the model's embeddings", lr=1000.0)
+    say("times as long as the model's own embeddings", lr=1000.0)
+    say("times as long as the model's own hidden states", method="deep", lr=1000.0)
     say("100% of the heads attend to slots alone", taken, method="prefix", **still)
     say("that of always giving the labels' frequencies", **still)
     say("every prediction is 'tool': accuracy 0.0%", verbalizer={"tool": "a"})  # the shortest word
@@ -597,6 +602,14 @@ def provoked_error():
     return sum(not any(words in line for line in lines) for words, lines in provoked().items())
 
 
+def length_error():
+    """Hidden states three and five times as long as the median of their layer's."""
+    run = SimpleNamespace(recipe=SimpleNamespace(carrier="hidden"))
+    stream = [np.ones((1, 3, 4)) * np.array([1, 2, 100])[:, None], np.ones((1, 3, 4))]
+    slots = np.stack([np.full((2, 4), 6.0), np.full((2, 4), 5.0)])
+    return relative_error(diagnosis.length_ratio(run, slots, stream), 4)
+
+
 def unprovoked_error():
     """What is said without a reason: of arguments that are only just in order."""
     task = SimpleNamespace(words={"a": [1], "b": [2]}, unnamed=(), unused=(),
@@ -604,7 +617,8 @@ def unprovoked_error():
                            held=[Query([0], 0, f"h{i}", "aab"[i % 3]) for i in range(6)])  # fmt: skip
     best = {"predicted": {"a": 5, "b": 1}, "accuracy": 0.7}
     lines = diagnosis.gradient_lines([2e-4, 1]) + diagnosis.gradient_lines([1, 1], True)
-    lines += diagnosis.movement_lines(0.02, 0.5, 29) + diagnosis.movement_lines(5, 0.0, None)
+    lines += diagnosis.movement_lines(0.02, 0.5) + diagnosis.length_lines("kv", None)
+    lines += diagnosis.length_lines("embeddings", 40) + diagnosis.length_lines("hidden", 10)
     lines += diagnosis.prediction_lines(best, task) + diagnosis.frequency_lines(0.69, task)
     lines += diagnosis.frequency_lines(None, task) + diagnosis.data_lines(task, SimpleNamespace(decode=lambda ids: "a"))
     said = diagnosis.prediction_lines(best | {"accuracy": 2 / 3}, task), diagnosis.frequency_lines(0.70, task)
@@ -645,6 +659,7 @@ CHECKS = {
     "attention": attention_error,
     "measured": measured_error,
     "measured, a network": lambda: measured_error(method="p-tuning"),
+    "length": length_error,
     "provoked": provoked_error,
     "unprovoked": unprovoked_error,
 }  # fmt: skip
