@@ -206,7 +206,7 @@ def mistakes_error():
 def fillings_error():
     wrong = 0
     for text, fields, room, told in FILLINGS:
-        wrong += said(template.parse(text).row, LETTERS, fields, room, where="f, line 3") != told
+        wrong += said(template.parse(text).row, LETTERS, dict(fields), room, where="f, line 3") != told
     return wrong
 
 

@@ -49,7 +49,7 @@ BUGS = [
     Bug("the last state's gradient at the longest prompt's end", "complex step", tenants.read_padded_backward,
         "dhidden[n, P - 1]", "dhidden[n, -1]"),
     Bug("what the rows asked of the slots is dropped", "complex step", tenants.read_padded_backward,
-        "backward(dhidden, cache, dpast, grads)", "backward(dhidden, cache, None, grads)"),
+        "backward(dhidden, cache, dpast)", "backward(dhidden, cache, None)"),
     Bug("gradients of another prompt", "gradient", tenants.read_many_backward,
         "[asked[n] for n in chosen]", "[asked[n] for n in chosen[::-1]]"),
     Bug("gradients of hidden states in another order", "two of a kind", tenants.read_joined_backward,
