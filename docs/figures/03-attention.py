@@ -4,6 +4,7 @@ import numpy as np
 from common import TINY, plt, random_params, save
 
 from minicompress.gpt2 import embed, forward
+from minicompress.layers import attention
 
 P, T = 4, 6
 
@@ -14,7 +15,7 @@ def probabilities(layer=1, head=0):
 
     def read(ids, offset=0, past=None):
         _, present, (caches, _) = forward(params, TINY, embed(params, ids, offset), past)
-        return present, caches[layer]["attn"]["attention"][-1][0, head]
+        return present, attention.probabilities(caches[layer]["attn"]["attention"])[0, head]
 
     past, _ = read(ids[:, :P])
     return read(ids[:, P:], P, past)[1], read(ids)[1]

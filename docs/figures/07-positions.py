@@ -9,6 +9,7 @@ import weights_loader
 from minicompress.compression.queries import pad, question_query
 from minicompress.gpt2 import Config, embed, forward, logits
 from minicompress.gpt2.prefix import Prefix, predictors
+from minicompress.layers.attention import probabilities
 from minicompress.layers.losses import cross_entropy
 from minicompress.prompts.carriers import DOORS, lift, placed, start_of
 
@@ -41,7 +42,7 @@ def most_looked_at(model, queries, kv, keep):
     (ids, _), P = pad(queries), kv.shape[3]
     _, _, (caches, _) = forward(*model, embed(model[0], ids, P), DOORS["kv"].read(*model, kv)[0].past)
     real = np.arange(ids.shape[1]) < np.array([[len(query.ids)] for query in queries])  # (B, T)
-    probs = [cache["attn"]["attention"][-1][..., :P].swapaxes(1, 2)[real] for cache in caches]  # (N, H, P)
+    probs = [probabilities(cache["attn"]["attention"])[..., :P].swapaxes(1, 2)[real] for cache in caches]  # (N, H, P)
     return np.sort(np.argsort(sum(p.sum((0, 1)) for p in probs))[-keep:])
 
 

@@ -1,7 +1,7 @@
 """One transformer block: attention, then an MLP, each added to the residual stream."""
 
 from minicompress.arrays import array_module
-from minicompress.layers.attention import attention, attention_backward
+from minicompress.layers.attention import attention_in_pieces, attention_in_pieces_backward
 from minicompress.layers.gelu import gelu, gelu_backward
 from minicompress.layers.layernorm import layernorm, layernorm_backward
 from minicompress.layers.linear import linear, linear_backward
@@ -36,7 +36,7 @@ def self_attention(x, params, n_head, past=None, key_mask=None, frozen=True):
     B, T, C = x.shape
     qkv, cache_qkv = linear(x, **params["c_attn"], frozen=frozen)  # (B, T, 3C)
     q, k, v = qkv.reshape(B, T, 3, n_head, -1).transpose(2, 0, 3, 1, 4)  # each (B, H, T, D)
-    out, cache_attention = attention(q, k, v, past, key_mask)
+    out, cache_attention = attention_in_pieces(q, k, v, past, key_mask)
     out = out.swapaxes(1, 2).reshape(B, T, C)  # the heads side by side again
     out, cache_proj = linear(out, **params["c_proj"], frozen=frozen)
     return out, (k, v), {"c_attn": cache_qkv, "attention": cache_attention, "c_proj": cache_proj}
@@ -45,14 +45,14 @@ def self_attention(x, params, n_head, past=None, key_mask=None, frozen=True):
 def self_attention_backward(dout, cache, dpresent=None, grads=None):
     """dout (B, T, C) -> dx (B, T, C), dpast."""
     B, T, C = dout.shape
-    q, *_, probs = cache["attention"]
+    q, *_ = cache["attention"][0]
     dout = linear_backward(dout, cache["c_proj"], child(grads, "c_proj"))
     dout = dout.reshape(B, T, q.shape[1], -1).swapaxes(1, 2)  # (B, H, T, D)
-    dq, dk, dv, dpast = attention_backward(dout, cache["attention"])
+    dq, dk, dv, dpast = attention_in_pieces_backward(dout, cache["attention"])
     if dpresent is not None:
         dk += dpresent[0]
         dv += dpresent[1]
-    dqkv = array_module(dq).stack([dq, dk, dv]).transpose(1, 3, 0, 2, 4).reshape(B, T, 3 * C)
+    dqkv = array_module(dq).stack([d.swapaxes(1, 2) for d in (dq, dk, dv)], axis=2).reshape(B, T, 3 * C)
     return linear_backward(dqkv, cache["c_attn"], child(grads, "c_attn")), dpast
 
 

@@ -3,11 +3,16 @@
 The T queries are the last T of S = P + T positions. The first P keys, the *past*, come from
 outside: a soft prompt, a cached context, the tokens generated so far. One past may serve all
 rows (its batch axis is then 1), and its gradient is the sum over them.
+
+`attention` says what is computed. The model calls `attention_in_pieces`, which computes the same and
+is twice as fast for long rows.
 """
 
 import math
 
 from minicompress.arrays import array_module
+
+PIECE = 64  # queries; the scores of a piece should fit into a processor's cache
 
 
 def attention(q, k, v, past=None, key_mask=None):
@@ -57,6 +62,61 @@ def attention_backward(dout, cache):
     dpast_v = probs[..., :-T].swapaxes(-1, -2) @ dout
     dbeta = [dscores[..., :-T].sum(-2)] if len(past) == 3 else []  # (B, H, P)
     return dq, dk, dv, tuple(shared(d, p) for d, p in zip((dpast_k, dpast_v, *dbeta), past, strict=True))
+
+
+def attention_in_pieces(q, k, v, past=None, key_mask=None):
+    """`attention`, a piece of the queries at a time: keys behind a piece, half of all in a long row, are not looked at.
+
+    What stands before a piece is its past, as it is of a text read in pieces. The cache is made of theirs.
+    """
+    P, outs, caches = past[0].shape[2] if past else 0, [], []
+    for rows in pieces(q.shape[2]):
+        before, mask = earlier(past, k, v, rows.start), None if key_mask is None else key_mask[:, : P + rows.stop]
+        out, cache = attention(q[:, :, rows], k[:, :, rows], v[:, :, rows], before, mask)
+        outs.append(out)
+        caches.append(cache)
+    return outs[0] if len(outs) == 1 else array_module(q).concatenate(outs, axis=2), tuple(caches)
+
+
+def attention_in_pieces_backward(dout, caches):
+    """dout (B, H, T, D) -> dq, dk, dv, dpast. A piece's gradient of its past is also that of the keys before it."""
+    if len(caches) == 1:
+        return attention_backward(dout, caches[0])
+    xp, past = array_module(dout), caches[0][3]
+    P, dpast = past[0].shape[2] if past else 0, past and tuple(xp.zeros_like(part) for part in past)
+    dq, dk, dv = (xp.empty_like(dout) for _ in range(3))
+    for rows, cache in zip(pieces(dout.shape[2]), caches, strict=True):
+        dq[:, :, rows], dk[:, :, rows], dv[:, :, rows], dbefore = attention_backward(dout[:, :, rows], cache)
+        if rows.start:
+            dk[:, :, : rows.start] += dbefore[0][:, :, P:]
+            dv[:, :, : rows.start] += dbefore[1][:, :, P:]
+        if past:
+            for d, before in zip(dpast, dbefore, strict=True):
+                d += shared(before[:, :, :P], d)
+    return dq, dk, dv, dpast
+
+
+def pieces(T):
+    """Slices of range(T)."""
+    return [slice(start, min(start + PIECE, T)) for start in range(0, T, PIECE)]
+
+
+def earlier(past, k, v, start):
+    """The past of the query `start`: that of the whole row, and the keys and values between."""
+    if not start or not past:
+        return past if not start else (k[:, :, :start], v[:, :, :start])
+    xp = array_module(k)
+    own = [k[:, :, :start], v[:, :, :start], xp.zeros_like(k[:, :, :start, 0])]  # a log-mass of 0
+    each = [xp.broadcast_to(part, (len(k), *part.shape[1:])) for part in past]
+    return tuple(xp.concatenate(pair, axis=2) for pair in zip(each, own, strict=False))
+
+
+def probabilities(caches):
+    """How each query of `attention_in_pieces` shared out its attention: (B, H, T, S), 0 for the keys behind it."""
+    *_, (*_, last) = caches
+    widen = lambda probs: [(0, 0)] * 3 + [(0, last.shape[-1] - probs.shape[-1])]
+    xp = array_module(last)
+    return xp.concatenate([xp.pad(probs, widen(probs)) for *_, probs in caches], axis=2)
 
 
 def shared(d, x):

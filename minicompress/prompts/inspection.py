@@ -13,6 +13,7 @@ from minicompress.gpt2 import embed, forward, logits
 from minicompress.gpt2.block import block
 from minicompress.gpt2.head import CHUNK
 from minicompress.gpt2.model import positions
+from minicompress.layers.attention import probabilities
 from minicompress.layers.layernorm import layernorm
 from minicompress.layers.losses import log_softmax
 from minicompress.prompts.carriers import keys_and_values
@@ -147,7 +148,7 @@ def attention_received(params, config, rows, slots):
     owner = like(rows.keys[..., None] == np.arange(slots), x).astype(x.dtype)  # (B, S, P)
     for layer in range(config.n_layer):
         x, _, cache = block(x, params["h"][str(layer)], config, rows.past and rows.past[layer])
-        probs = cache["attn"]["attention"][-1]  # (B, H, T, S)
+        probs = probabilities(cache["attn"]["attention"])  # (B, H, T, S)
         total.append(xp.einsum("bhs,bsp->hp", (probs * asking).sum(2), owner))
     return to_host(xp.stack(total))
 

@@ -7,6 +7,7 @@ from minicompress.compression.objectives import kl, likelihood
 from minicompress.gpt2 import backward, embed, embed_backward, forward, head_loss, logits
 from minicompress.gpt2.model import check_ids, embed_slots_backward
 from minicompress.gpt2.prefix import Prefix, predictors, read_tokens
+from minicompress.layers.attention import probabilities
 from minicompress.layers.losses import log_softmax
 from minicompress.prompts.layout import flat_from_kv
 from minicompress.trees import flatten, tree_map
@@ -86,7 +87,7 @@ def run_both_ways(model, ids, real, scored, prompt, objective, grads):
     tensors = {"logits": logits(params, out) * mask[..., None]}
     tensors |= {f"hidden.{layer}": x * mask[..., None] for layer, x in enumerate(hidden)}
     for layer, cache in enumerate(back[0]):
-        tensors[f"attention.{layer}"] = cache["attn"]["attention"][-1] * mask[:, None, :, None]
+        tensors[f"attention.{layer}"] = probabilities(cache["attn"]["attention"]) * mask[:, None, :, None]
 
     states = xp.concatenate([xp.broadcast_to(first, (B, 1, config.n_embd)), out[:, :-1]], axis=1).reshape(B * T, -1)
     index = like(np.flatnonzero(scored), out)
