@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from beginning import CHECKS
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -34,6 +35,11 @@ def rows(slots):
     ids = (slots[:, 0] / 2).astype(int)
     assert (WTE[ids] == slots).all()
     return ids.tolist()
+
+
+@pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS)
+def test_every_check_passes_on_the_real_source(check):
+    assert check() <= 1e-13
 
 
 def test_spacing_by_hand():

@@ -1,7 +1,8 @@
-"""Bugs planted in the carriers, one edit each, that a check of `carrying.py` or of a trace must catch."""
+"""Bugs planted in the carriers, one edit each, that a check of `carrying.py`, `beginning.py` or a trace must catch."""
 
+import beginning
+import carrying
 import pytest
-from carrying import CHECKS as CARRYING
 
 import checks
 import tracing
@@ -12,7 +13,7 @@ from minicompress.prompts import carriers, initialise, soft_prompt
 from minicompress.verification import trace
 from test_planted_bugs import Bug, plant
 
-CHECKS = CARRYING | checks.CHECKS | tracing.CHECKS
+CHECKS = carrying.CHECKS | beginning.CHECKS | checks.CHECKS | tracing.CHECKS
 BUGS = [
     # log-masses
     Bug("the mass instead of its logarithm", "a mass of 1", attention.attention,
