@@ -81,3 +81,21 @@ def low_rank_step(a, b, g, rate):
     """How far one step of descent on a (P, r) and b (r, width) moves the slots, whose gradient is g (P, width)."""
     first_order = a @ (a.T @ g) + g @ b.T @ b
     return -rate * first_order + rate**2 * g @ b.T @ a.T @ g
+
+
+def tied_template(n, C):
+    """Of `[a 2]{text}[3][a]` with a text of n tokens: the row's places, the numbers trained, and the places of slot 0;
+    the query-key products of a head for the whole row, and for what stands behind the first two slots.
+    """
+    places = n + 7
+    return places, 5 * C, [0, n + 5], places * (places + 1) // 2, places * (places + 1) // 2 - 3
+
+
+def keys_of_a_batch(prefixes, tokens):
+    """Lengths of the rows' prefixes and texts -> how many keys a layer keeps for the batch, and how many are looked at."""
+    return len(tokens) * (max(prefixes) + max(tokens)), sum(prefixes) + sum(tokens)
+
+
+def steps_to_shrink(spread, target, rate):
+    """How many steps of Adam, each of at most the rate, bring a number from one size to another."""
+    return round((spread - target) / rate)

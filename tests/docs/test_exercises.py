@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 
 from helpers import TINY, log_normalised, random_ids, random_params
+from letters import Letters
+from minicompress.commands import open_model
 from minicompress.evaluation.metrics import Scores, gap_closed
 from minicompress.gpt2 import Config, embed, forward
 from minicompress.gpt2.block import block
@@ -14,6 +16,8 @@ from minicompress.layers.attention import attention
 from minicompress.layers.losses import kl_divergence, kl_divergence_backward, log_softmax
 from minicompress.prompts.carriers import DOORS, lift
 from minicompress.prompts.parameterisations import low_rank
+from minicompress.prompts.template import parse
+from minicompress.training.adamw import adamw_init, adamw_step
 from minicompress.verification.oracles import complex_step, relative_error, unit_direction
 
 
@@ -168,3 +172,31 @@ def test_09_low_rank_step(scale, rng):
     if not scale:
         unseen = g - raw["a"] @ np.linalg.pinv(raw["a"]) @ g
         assert np.abs(answers.low_rank_step(raw["a"], raw["b"], unseen, rate)).max() < 1e-14
+
+
+@pytest.mark.parametrize("text", ["t", "tom has a dog"])
+def test_10_tied_template(text):
+    template, C = parse("[a 2]{text}[3][a]"), 12
+    row = template.row(Letters(), {"text": text})
+    places, numbers, of_slot_0, whole, behind = answers.tied_template(len(text), C)
+    assert (places, numbers) == (len(row), template.slots(Letters()) * C)
+    assert of_slot_0 == [place for place, token in enumerate(row) if token == -1]
+    assert whole == sum(place + 1 for place in range(places)) == behind + 1 + 2
+
+
+def test_11_keys_of_a_batch():
+    lengths, tokens = [8, 0, 2, 5], [5, 9, 3, 7]
+    kept, real = answers.keys_of_a_batch(lengths, tokens)
+    mask = np.concatenate([np.arange(8) < np.array(lengths)[:, None], np.arange(9) < np.array(tokens)[:, None]], axis=1)
+    assert (kept, real) == (mask.size, mask.sum())
+
+
+def test_12_steps_to_shrink():
+    wte = open_model().wte
+    assert round(float(wte.std()), 2) == 0.08
+    x, rate, steps = {"x": np.ones((3, 4))}, 0.01, 0
+    state = adamw_init(x)
+    while x["x"].max() > 0.08 + 1e-4:
+        adamw_step(x, {"x": np.ones((3, 4))}, state, rate)
+        steps += 1
+    assert steps == answers.steps_to_shrink(1, 0.08, 0.01) == 92 and answers.steps_to_shrink(1, 0.08, 0.1) == 9

@@ -253,3 +253,14 @@ def test_09_what_the_baked_slots_do_not_tell(figure):
     row = lambda words, pair: f"| {words} | {pair[0]:.3f} | {pair[1]:.3f}"
     assert_quoted("09", row("raw arrays and moments", both), row("raw arrays, moments of zero", only_raw))
     assert_quoted("09", row("slots, trained on directly", only_slots), row("nothing but the recipe: an encoder drawn anew", nothing))
+
+
+def test_10_releases(figure):
+    """The table and the numbers around it are those of the kept results."""
+    script = figure("10-releases")
+    assert_quoted(10, *script.table())
+    steps = {name: [run[name]["steps"] for run in script.FOUND.values()] for name in ("tuned on", "tuned anew")}
+    (a, b), (c, d) = ((min(some), max(some)) for some in steps.values())
+    worst = min(run["soft from 1 shown"]["accuracy"][1] for run in script.FOUND.values())
+    words = next(iter(script.FOUND.values()))["read as words"]["text"]
+    assert_quoted(10, f"{a} to {b} steps instead of {c} to {d}", f"they fall to {worst:.0%}", f"`{words}`")
