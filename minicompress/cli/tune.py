@@ -1,6 +1,7 @@
 """`tune`: slots learn a task from examples with their answers."""
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -10,6 +11,7 @@ from minicompress import commands
 from minicompress.cli.common import Device, Json, ModelDir, app, aside, bar, show, take_up
 from minicompress.compression.run import Model
 from minicompress.prompts.soft_prompt import SoftPrompt
+from minicompress.prompts.template import parse
 from minicompress.report.tuning import tuning_lines, tuning_table
 from minicompress.training.shards import Shards
 from minicompress.tuning.outcome import outcome
@@ -101,7 +103,16 @@ def tune(
             result = outcome(run) | {"out": str(out)}
     if not as_json:
         Console().print(tuning_table(result))
-    show(result, as_json, tuning_lines(result) + f"\nwritten to {out}")
+    show(result, as_json, tuning_lines(result) + f"\nwritten to {out}\n{next_command(run, out, model)}")
+
+
+def next_command(run: Tuning, out: Path, model: Path | None) -> str:
+    """The line that answers one more text; nothing where a template needs several texts."""
+    if len(parse(run.recipe.template).fields) > 1:
+        return ""
+    ends = f"--tokens {max(map(len, run.task.words.values()))}" if run.task.words else "--lines 1"
+    named = f" --model {quote(str(model))}" if model else ""
+    return f'minicompress generate "a text" --prompt {quote(str(out))} {ends}{named}'
 
 
 def open_start(path: Path, folder: Path | None, opened: Model, device: str) -> SoftPrompt:

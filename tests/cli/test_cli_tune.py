@@ -1,6 +1,7 @@
 """`tune` as a user types it: every method, its JSON, its file, its mistakes, stopped and resumed."""
 
 import json
+import shlex
 import signal
 
 import numpy as np
@@ -71,13 +72,16 @@ def test_outputs(run, brief):
     assert result["template"] == r"Q: {input}\nA:" and result["held_out"] == 1
 
 
-def test_what_people_read(run, brief):
+def test_what_people_read(run, brief, model):
     code, out, err = run(*brief, "--verbalizer", "pet=dog,food=bread", "--valid", "kinds.jsonl", "--out", "p")
     assert code == 0 and "8 examples to train on, 8 held out" in err
     for words in ("8 held-out examples", "the commonest label", "50.0%", "no slots", "slots, untrained", "slots, tuned",
                   "8 slots (embeddings): 192 numbers trained", "! 8 of 8 held-out texts are trained on as well",
                   "written to p"):  # fmt: skip
         assert words in out, words
+    *words, end = shlex.split(out.splitlines()[-1])
+    assert words[:6] == ["minicompress", "generate", "a text", "--prompt", "p", "--tokens"] and end == str(model)
+    assert run(*words[1:], end)[0] == 0
 
 
 def test_the_same_command_gives_the_same_slots(run, brief):
