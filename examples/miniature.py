@@ -14,11 +14,11 @@ from typing import NamedTuple
 import numpy as np
 
 sys.path.append(str(Path(__file__).parent / "embedded_model"))
+from corpus import documents as documents  # for the example that trains the model on
 from minicompress.compression.gradient import train_slots
 from minicompress.compression.queries import FORM, Query, line_ends
 from minicompress.gpt2.generate import generate
 from minicompress.training.adamw import adamw_init
-from corpus import documents as documents  # for the example that trains the model on
 from notes import KINDS, NAMES, phrasings
 
 DATA = Path(os.environ.get("MINICOMPRESS_DATA", Path(__file__).parents[1] / "../shared/data"))

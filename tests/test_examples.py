@@ -16,6 +16,10 @@ SHOWS = {
     "04": "falls at rates 1.9",  # 2 where the gradient is right, 1 where it is not
     "05": "slots; KL",
     "06": "kv ",
+    "07": "accuracy 100%",
+    "08": "alone: True",
+    "09": "the same: True",
+    "10": "without it",
     "11": "lr 0.03",
     "12": "training loss",
     "13": "the next",
