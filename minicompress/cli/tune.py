@@ -130,8 +130,7 @@ def train(run: Tuning, checkpoint: Path) -> None:
 
         def told(run: Tuning) -> None:
             last = run.history[-1]
-            loss = (run.recent or [last["train_loss"]])[-1]
-            scores = f"loss {loss:.3f}, held out {last['loss']:.3f}, right {hits(last):.1%}"
+            scores = f"loss {run.recent[-1]:.3f}, held out {last['loss']:.3f}, right {hits(last):.1%}"
             progress.update(task, completed=run.state["step"], loss=scores)
 
         try:

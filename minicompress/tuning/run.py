@@ -26,6 +26,7 @@ from minicompress.tuning.scores import better, evaluate
 from minicompress.tuning.start import begin
 
 KEEP_EVERY = 50  # steps between two checkpoints, where no evaluation comes before
+RECENT = 20  # last steps, whose mean loss stands in the history
 
 
 class Tuning:
@@ -71,7 +72,7 @@ class Tuning:
                 self.evaluate()
             while not self.finished:
                 with self.timed("steps"):
-                    self.recent.append(self.take_step())
+                    self.recent = [*self.recent, self.take_step()][-RECENT:]
                 step = self.state["step"]
                 if due := step % self.recipe.evaluate_every == 0 or step == self.recipe.steps:
                     self.evaluate()
@@ -114,7 +115,6 @@ class Tuning:
         self.history.append({"step": self.state["step"], "train_loss": mean} | result)
         if better(result, self.history[self.best_at] if len(self.history) > 1 else None, self.recipe.best_by):
             self.best, self.best_at = copied(self.raw), len(self.history) - 1
-        self.recent = []
 
     @contextmanager
     def timed(self, what):

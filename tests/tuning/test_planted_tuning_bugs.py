@@ -88,7 +88,7 @@ BUGS = [
         'tree["raw"], tree["best"]', 'tree["raw"], tree["raw"]'),
     Bug("moments not taken up", "resumed", run.Tuning,
         '"m": tree["m"]', '"m": tree_map(lambda a: 0 * a, tree["m"])'),
-    Bug("losses since the last evaluation forgotten", "resumed", run.Tuning,
+    Bug("losses of the last steps forgotten", "resumed", run.Tuning,
         'counted["history"], counted["recent"]', 'counted["history"], []'),
     Bug("the snapshot moves on", "torn", run.Tuning,
         "return copied(tree), counted", "return tree, counted"),
@@ -125,7 +125,7 @@ BUGS = [
     Bug("patience counted from the start", "patience", run.Tuning,
         "len(self.history) - 1 - self.best_at", "len(self.history) - 1"),
     Bug("the mean of all steps", "history", run.Tuning,
-        "        self.recent = []\n", ""),
+        "[-RECENT:]", ""),
     # recipes and beginnings
     Bug("anything fits", "fits", recipe.settled,
         "if how not in fitting", "if False"),

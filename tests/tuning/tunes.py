@@ -384,13 +384,14 @@ def patience_error():
 
 
 def history_error():
-    """The training loss of an evaluation is the mean since the one before."""
-    with tuning(evaluate_every=4, steps=6) as run:
+    """The training loss of an evaluation is the mean of the last steps, here three, or of as many as there were."""
+    with tuning(evaluate_every=2, steps=6) as run, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("minicompress.tuning.run.RECENT", 3)
         told, step = [], run.take_step
         run.take_step = lambda: (told.append(step()), told[-1])[1]
         run.train()
         found = [h["train_loss"] for h in run.history]
-    return (found[0] is not None) + relative_error(found[1:], [np.mean(told[:4]), np.mean(told[4:])])
+    return (found[0] is not None) + relative_error(found[1:], [np.mean(told[:2]), np.mean(told[1:4]), np.mean(told[3:])])
 
 
 # Recipes and beginnings.
