@@ -59,17 +59,7 @@ def settled(recipe, kind, tokenizer, config, given=False):
 
     Raises ValueError where parts do not fit together, by the name of the option.
     """
-    _, fitting = METHODS[recipe.method]
-    how = recipe.parameterisation or fitting[0]
-    if how not in fitting:
-        raise ValueError(f"--parameterisation {how} does not fit --method {recipe.method}; {' or '.join(fitting)} does")
-    for option, whose in BELONGS.items():
-        if getattr(recipe, option) is not None and how not in whose:
-            raise ValueError(f"--{option} belongs to --parameterisation {' or '.join(whose)}; this one is {how}")
-    if how in ENCODERS and recipe.init is not None:
-        raise ValueError(f"--init says where slots begin; the {how} of --method {recipe.method} draws its own start")
-    if given and recipe.init is not None:
-        raise ValueError("--init and --init-from are two beginnings; give one")
+    how = fitting_parameterisation(recipe, given)
     text = PATTERN.format(KINDS[kind]) if recipe.template is None else recipe.template
     template = parse(text)
     slots = number_of_slots(recipe, template, tokenizer, how)
@@ -87,6 +77,22 @@ def settled(recipe, kind, tokenizer, config, given=False):
         template=text,
         lr=recipe.lr or default_rate(recipe.method, how),
     )
+
+
+def fitting_parameterisation(recipe, given):
+    """The parameterisation that is wished, or the method's own; raises ValueError where another option contradicts it."""
+    _, fitting = METHODS[recipe.method]
+    how = recipe.parameterisation or fitting[0]
+    if how not in fitting:
+        raise ValueError(f"--parameterisation {how} does not fit --method {recipe.method}; {' or '.join(fitting)} does")
+    for option, whose in BELONGS.items():
+        if getattr(recipe, option) is not None and how not in whose:
+            raise ValueError(f"--{option} belongs to --parameterisation {' or '.join(whose)}; this one is {how}")
+    if how in ENCODERS and recipe.init is not None:
+        raise ValueError(f"--init says where slots begin; the {how} of --method {recipe.method} draws its own start")
+    if given and recipe.init is not None:
+        raise ValueError("--init and --init-from are two beginnings; give one")
+    return how
 
 
 def number_of_slots(recipe, template, tokenizer, how):

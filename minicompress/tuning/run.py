@@ -9,11 +9,11 @@ from dataclasses import asdict
 import numpy as np
 
 from minicompress.arrays import like, to_host
-from minicompress.compression.gradient import slots_gradient
 from minicompress.compression.objectives import likelihood
 from minicompress.compression.queries import pad
 from minicompress.compression.run import copied, place
 from minicompress.prompts.carriers import slots_shape
+from minicompress.prompts.gradient import slots_gradient
 from minicompress.prompts.soft_prompt import SoftPrompt, text_hash
 from minicompress.training.adamw import adamw_init, adamw_step, clip_by_global_norm
 from minicompress.training.checkpoints import load_own, save_tree

@@ -1,7 +1,7 @@
-"""Every check of `tunes.py` on the real source."""
+"""Every check of `tune_checks.py` on the real source."""
 
 import pytest
-from tunes import CHECKS
+from tune_checks import CHECKS
 
 
 @pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS)

@@ -1,7 +1,7 @@
-"""Bugs planted in tuning, one edit each, that a check of `tunes.py` must catch."""
+"""Bugs planted in tuning, one edit each, that a check of `tune_checks.py` must catch."""
 
 import pytest
-from tunes import CHECKS
+from tune_checks import CHECKS
 
 from minicompress.tuning import diagnosis, examples, recipe, rows, run, scores, start
 from test_planted_bugs import Bug, plant
@@ -127,13 +127,13 @@ BUGS = [
     Bug("the mean of all steps", "history", run.Tuning,
         "[-RECENT:]", ""),
     # recipes and beginnings
-    Bug("anything fits", "fits", recipe.settled,
+    Bug("anything fits", "fits", recipe.fitting_parameterisation,
         "if how not in fitting", "if False"),
-    Bug("options of others are taken", "options", recipe.settled,
+    Bug("options of others are taken", "options", recipe.fitting_parameterisation,
         "and how not in whose", "and False"),
-    Bug("an encoder's start is promised", "options", recipe.settled,
+    Bug("an encoder's start is promised", "options", recipe.fitting_parameterisation,
         "how in ENCODERS and recipe.init is not None", "False"),
-    Bug("two beginnings", "options", recipe.settled,
+    Bug("two beginnings", "options", recipe.fitting_parameterisation,
         "given and recipe.init is not None", "False"),
     Bug("all slots frozen", "options", recipe.settled,
         "frozen >= slots", "frozen > slots"),

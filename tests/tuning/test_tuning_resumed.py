@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from tunes import FITS, OUTPUTS, everything, resumed_error, tuning, until
+from tune_runs import everything, resumed_error, until
+from tunes import FITS, OUTPUTS, tuning
 
 from minicompress.trees import flatten
 
