@@ -80,7 +80,7 @@ def settled(recipe, kind, tokenizer, config, given=False):
 
 
 def fitting_parameterisation(recipe, given):
-    """The parameterisation that is wished, or the method's own; raises ValueError where another option contradicts it."""
+    """The parameterisation wished, or the method's own; raises ValueError where another option contradicts it."""
     _, fitting = METHODS[recipe.method]
     how = recipe.parameterisation or fitting[0]
     if how not in fitting:
