@@ -4,6 +4,8 @@ import sys
 
 import numpy as np
 
+CACHE = 2**16  # numbers that lie within a core's reach: a quarter of a megabyte of float32
+
 
 def array_module(x):
     """The module whose functions take `x`: numpy, cupy, or the tests' strict stand-in.
@@ -36,6 +38,27 @@ def like(host, x):
 def to_host(x):
     """A NumPy array of `x`, wherever it lives."""
     return x.get() if hasattr(x, "get") else np.asarray(x)
+
+
+def few_rows(x):
+    """Slices of the rows of x (N, C), each of as many as a core's cache holds; one slice for all on a GPU.
+
+    Where rows are worked on in several passes, all but the first then find them near.
+    """
+    rows = max(1, CACHE // max(1, x.shape[-1])) if array_module(x) is np else max(1, len(x))
+    return [slice(start, min(start + rows, len(x))) for start in range(0, len(x), rows)]
+
+
+def rowwise(f, *arrays):
+    """f(*arrays), for an f to which each row (..., C) is a case of its own: a few rows at a time."""
+    flat = [x.reshape(-1, *x.shape[-1:]) for x in arrays]
+    parts = few_rows(flat[0])
+    if len(parts) == 1:
+        return f(*arrays)
+    out = np.empty(flat[0].shape, np.result_type(*flat))
+    for part in parts:
+        out[part] = f(*(x[part] for x in flat))
+    return out.reshape(arrays[0].shape)
 
 
 def add_at(out, index, rows):

@@ -39,11 +39,11 @@ BUGS = [
     Bug("the shift is left in", "gradient of layernorm", layernorm.layernorm_backward,
         "g -= shift", "pass"),
     # GELU
-    Bug("the exact GELU of erf", "definition of gelu", gelu.gelu,
+    Bug("the exact GELU of erf", "definition of gelu", gelu.curve,
         "out = array_module(x).tanh(inner)", "out = array_module(x).vectorize(math.erf)(x / math.sqrt(2))"),
-    Bug("the derivative of the cube forgotten", "gradient of gelu", gelu.gelu_backward,
+    Bug("the derivative of the cube forgotten", "gradient of gelu", gelu.times_slope,
         "t * (3 * CUBE * ROOT)", "t * 0"),
-    Bug("the inner derivative forgotten", "gradient of gelu", gelu.gelu_backward,
+    Bug("the inner derivative forgotten", "gradient of gelu", gelu.times_slope,
         "dx += ROOT  # u'", "dx = 1 + 0 * x"),
     # ReLU, tanh, LSTM
     Bug("ReLU's slope 1 everywhere", "gradient of relu", activations.relu_backward,
@@ -134,7 +134,7 @@ BUGS = [
     Bug("the position table's gradient at the wrong rows", "gradient of weights", model.embed_backward,
         "[offset : offset +", "[0 : 0 +"),
     Bug("the tied head's gradient lost", "gradient of weights", head.head_loss,
-        "head_weight(grads)[...] += dlogits.T @ hidden[rows]", "pass"),
+        "head_weight(grads)[...] += logits.T @ hidden[rows]", "pass"),
     # losses
     Bug("the target forgotten", "gradient of cross-entropy", losses.cross_entropy_backward,
         "dlogits[xp.arange(len(targets)), targets] -= 1", "pass"),

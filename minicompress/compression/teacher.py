@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from minicompress.arrays import array_module
+from minicompress.arrays import array_module, few_rows
 from minicompress.compression.queries import pad
 from minicompress.gpt2 import logits
 from minicompress.gpt2.head import CHUNK
@@ -20,27 +20,37 @@ class Teacher:
         self.temperature = temperature
 
         def states(part):
-            chosen = queries[part]
-            hidden, _ = predictors(*model, prefix, *pad(chosen), keep="nothing")
-            xp = array_module(hidden)
-            return xp.split(hidden, np.cumsum([len(q.ids) - q.start for q in chosen])[:-1].tolist())
+            found = []
+            for start in range(part.start, part.stop, rows):
+                chosen = queries[start : min(start + rows, part.stop)]
+                hidden, _ = predictors(*model, prefix, *pad(chosen), keep="nothing")
+                found += split(hidden, [len(q.ids) - q.start for q in chosen])
+            return found
 
-        order = [slice(i, i + rows) for i in range(0, len(queries), rows)]
-        groups = shards.map(lambda part: [state for s in order[part] for state in states(s)], len(order))
-        self.states = [state for group in groups for state in group]  # for each query (n, C)
-        width = config.vocab_size * self.states[0].dtype.itemsize
-        if sum(map(len, self.states)) * width <= KEEP_BYTES:
-            kept = shards.map(lambda part: [self._logp(state) for state in self.states[part]], len(queries))
+        self.states = [state for found in shards.map(states, len(queries)) for state in found]  # for each query (n, C)
+        sizes, self.kept = list(map(len, self.states)), None
+        if sum(sizes) * config.vocab_size * self.states[0].dtype.itemsize <= KEEP_BYTES:
+            kept = shards.map(lambda part: split(self._logp(self.states[part]), sizes[part]), len(queries))
             self.kept = [logp for group in kept for logp in group]
-        else:
-            self.kept = None
 
     def _logp(self, states):
-        xp = array_module(states)
-        chunks = [states[i : i + CHUNK] for i in range(0, len(states), CHUNK)]
-        return xp.concatenate([log_softmax(logits(self.params, c) / self.temperature) for c in chunks])
+        """Log-probabilities (N, V) at some queries' states, one after the other."""
+        xp, found = array_module(states[0]), []
+        states = xp.concatenate(states)
+        for start in range(0, len(states), CHUNK):
+            logp = logits(self.params, states[start : start + CHUNK])
+            for few in few_rows(logp):
+                logp[few] = log_softmax(logp[few] / self.temperature)
+            found.append(logp)
+        return found[0] if len(found) == 1 else xp.concatenate(found)
 
     def logp(self, numbers):
         """Log-probabilities (N, V) at all scored places of these queries, one after the other."""
-        parts = [self.kept[i] if self.kept else self._logp(self.states[i]) for i in numbers]
-        return array_module(parts[0]).concatenate(parts)
+        if self.kept is None:
+            return self._logp([self.states[i] for i in numbers])
+        return array_module(self.kept[0]).concatenate([self.kept[i] for i in numbers])
+
+
+def split(x, sizes):
+    """x (N, ...) in parts of these sizes."""
+    return array_module(x).split(x, np.cumsum(sizes)[:-1].tolist())

@@ -2,7 +2,7 @@
 
 import math
 
-from minicompress.arrays import array_module
+from minicompress.arrays import array_module, rowwise
 
 ROOT = math.sqrt(2 / math.pi)
 CUBE = 0.044715
@@ -10,6 +10,15 @@ CUBE = 0.044715
 
 def gelu(x):
     """x/2 (1 + tanh(√(2/π) (x + 0.044715 x³))), any shape."""
+    return rowwise(curve, x), x
+
+
+def gelu_backward(dout, x):
+    """With t = tanh(u(x)): dx = dout (1 + t + x (1 - t²) u') / 2 = dout (1 + t) (1 + x (1 - t) u') / 2."""
+    return rowwise(times_slope, dout, x)
+
+
+def curve(x):
     inner = x * x
     inner *= CUBE * ROOT
     inner += ROOT
@@ -18,11 +27,10 @@ def gelu(x):
     out += 1
     out *= x
     out *= 0.5
-    return out, x
+    return out
 
 
-def gelu_backward(dout, x):
-    """With t = tanh(u(x)): dx = dout (1 + t + x (1 - t²) u') / 2 = dout (1 + t) (1 + x (1 - t) u') / 2."""
+def times_slope(dout, x):
     t = x * x
     dx = t * (3 * CUBE * ROOT)
     dx += ROOT  # u'
