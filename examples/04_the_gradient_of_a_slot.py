@@ -3,9 +3,9 @@
 import numpy as np
 
 from minicompress.commands import open_model
-from minicompress.compression.gradient import slots_gradient
 from minicompress.compression.objectives import likelihood
 from minicompress.compression.queries import pad, question_query
+from minicompress.prompts.gradient import slots_gradient
 from minicompress.training.shards import Shards
 from minicompress.verification.oracles import taylor_rates, unit_direction
 

@@ -3,11 +3,11 @@
 import numpy as np
 from common import BLUE, GREY, ORANGE, TINY, plt, random_params, save
 
-from minicompress.compression.gradient import slots_gradient
 from minicompress.compression.objectives import kl
 from minicompress.compression.queries import Query, pad
 from minicompress.compression.teacher import Teacher
 from minicompress.gpt2.prefix import read_tokens
+from minicompress.prompts.gradient import slots_gradient
 from minicompress.training.adamw import adamw_init, adamw_step
 from minicompress.training.shards import Shards
 

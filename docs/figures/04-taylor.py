@@ -3,8 +3,8 @@
 import numpy as np
 from common import BLUE, GREY, RED, TINY, plt, random_params, save
 
-from minicompress.compression.gradient import slots_gradient
 from minicompress.compression.objectives import likelihood
+from minicompress.prompts.gradient import slots_gradient
 from minicompress.training.shards import Shards
 from minicompress.verification.oracles import unit_direction
 

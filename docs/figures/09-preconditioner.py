@@ -3,12 +3,12 @@
 import numpy as np
 from common import BLUE, GREEN, GREY, ORANGE, TINY, plt, random_params, save
 
-from minicompress.compression.gradient import slots_gradient
 from minicompress.compression.objectives import kl
 from minicompress.compression.queries import Query, pad
 from minicompress.compression.teacher import Teacher
 from minicompress.gpt2.prefix import read_tokens
 from minicompress.prompts.carriers import DOORS
+from minicompress.prompts.gradient import slots_gradient
 from minicompress.prompts.parameterisations import direct, low_rank, prefix_mlp
 from minicompress.training.shards import Shards
 from minicompress.trees import flatten, tree_map

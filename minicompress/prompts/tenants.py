@@ -7,12 +7,16 @@ start. It sees nothing of the other rows, and there is no left padding that coul
 prompt and its text.
 """
 
+from operator import add
+
 import numpy as np
 
-from minicompress.arrays import array_module, like
+from minicompress.arrays import array_module, like, to_host
 from minicompress.gpt2.model import backward, forward, positions
-from minicompress.gpt2.prefix import Door, Prefix
+from minicompress.gpt2.prefix import Door, Prefix, check_first
 from minicompress.prompts.carriers import DOORS
+from minicompress.prompts.gradient import asked_by_rows, over_shards
+from minicompress.trees import tree_map
 
 
 def read_many(params, config, prompts, keep="nothing"):
@@ -175,3 +179,30 @@ TOGETHER = {"embeddings": Door(read_padded, read_padded_backward), "hidden": Doo
 
 def door_of(prompt):
     return EACH if prompt.in_rows else TOGETHER.get(prompt.carrier, EACH)
+
+
+# The gradient of all prompts of a batch.
+
+
+def tenants_gradient(model, prompts, numbers, ids, scored, make_objective, shards):
+    """As `slots_gradient`, but row b stands behind prompts[numbers[b]], a SoftPrompt or None -> loss, [dslots of each].
+
+    The mean is over the scored places of all rows. dslots are as each prompt's `tree`, None of a None.
+    Raises ValueError for a row whose first token is scored though its prompt predicts none.
+    """
+    numbers = np.asarray(numbers)
+    check_first(scored, np.array([predicts_first(prompts[n]) for n in numbers]))
+
+    def shard(rows, objective):
+        mine, places = np.unique(numbers[rows], return_inverse=True)
+        prefix, cache = read_numbered(*model, [prompts[n] for n in mine], places, keep="dx")
+        loss, asked = asked_by_rows(model, prefix, ids[rows], scored[rows], objective)
+        return loss, mine, read_many_backward(asked, cache)
+
+    zeros = lambda x: array_module(x).zeros_like(x)
+    losses, parts = 0, [None if prompt is None else tree_map(zeros, prompt.tree) for prompt in prompts]
+    for loss, mine, found in over_shards(shard, scored, make_objective, shards):
+        losses = losses + loss
+        for n, d in zip(mine, found, strict=True):
+            parts[n] = None if d is None else tree_map(add, parts[n], d)
+    return float(to_host(losses)), parts

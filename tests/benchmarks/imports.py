@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 from sides import Aim, Benchmark
 
-FLOORS = "minicompress.compression.gradient, minicompress.compression.teacher, minicompress.prompts.soft_prompt"
+FLOORS = "minicompress.prompts.gradient, minicompress.compression.teacher, minicompress.prompts.soft_prompt"
 
 
 def importing(what):

@@ -17,10 +17,10 @@ import models
 import numpy as np
 from sides import Benchmark, time_and_memory
 
-from minicompress.compression.gradient import slots_gradient
 from minicompress.compression.objectives import likelihood
 from minicompress.gpt2.prefix import EMBEDDINGS
 from minicompress.prompts.carriers import through
+from minicompress.prompts.gradient import slots_gradient
 from minicompress.prompts.parameterisations import ptuning_lstm
 from minicompress.training.adamw import adamw_init, adamw_step
 from minicompress.training.shards import Shards

@@ -19,9 +19,9 @@ import models
 import numpy as np
 from sides import Benchmark, time_and_memory
 
-from minicompress.compression.gradient import tenants_gradient
 from minicompress.compression.objectives import likelihood
 from minicompress.prompts.soft_prompt import SoftPrompt
+from minicompress.prompts.tenants import tenants_gradient
 from minicompress.training.adamw import adamw_init, adamw_step
 from minicompress.training.shards import Shards
 

@@ -18,9 +18,9 @@ import numpy as np
 from prompt_step import FULL, TINY, facts
 from sides import Benchmark, time_and_memory
 
-from minicompress.compression.gradient import slots_gradient
 from minicompress.compression.objectives import likelihood
 from minicompress.prompts.carriers import DOORS
+from minicompress.prompts.gradient import slots_gradient
 from minicompress.prompts.layout import flat_from_kv, kv_from_flat
 from minicompress.training.adamw import adamw_init, adamw_step
 from minicompress.training.shards import Shards

@@ -22,8 +22,8 @@ import models
 import numpy as np
 from sides import Aim, Benchmark, time_and_memory
 
-from minicompress.compression.gradient import slots_gradient
 from minicompress.compression.objectives import likelihood
+from minicompress.prompts.gradient import slots_gradient
 from minicompress.training.adamw import adamw_init, adamw_step
 from minicompress.training.shards import Shards
 

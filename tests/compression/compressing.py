@@ -3,7 +3,6 @@
 import numpy as np
 
 from helpers import TINY, directional_error, random_params
-from minicompress.compression.gradient import slots_gradient
 from minicompress.compression.objectives import kl, likelihood
 from minicompress.compression.queries import Query, pad
 from minicompress.compression.teacher import Teacher
@@ -12,6 +11,7 @@ from minicompress.gpt2 import embed, forward, head_loss, logits
 from minicompress.gpt2.model import positions
 from minicompress.gpt2.prefix import Prefix, predictors, read_slots, read_tokens
 from minicompress.layers.losses import log_softmax
+from minicompress.prompts.gradient import slots_gradient
 from minicompress.training.shards import Shards
 from minicompress.verification.oracles import complex_step, relative_error
 

@@ -3,9 +3,10 @@
 import pytest
 from compressing import CHECKS
 
-from minicompress.compression import gradient, objectives
+from minicompress.compression import objectives
 from minicompress.evaluation import metrics
 from minicompress.gpt2 import prefix
+from minicompress.prompts import gradient
 from test_planted_bugs import Bug, plant
 
 BUGS = [

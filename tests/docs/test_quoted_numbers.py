@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from helpers import TINY, random_ids, random_params
-from minicompress.compression.gradient import slots_gradient
 from minicompress.compression.objectives import likelihood
 from minicompress.compression.queries import pad
 from minicompress.gpt2 import Config, embed, forward, logits
 from minicompress.gpt2.prefix import EMBEDDINGS, Prefix
 from minicompress.layers.layernorm import layernorm
 from minicompress.prompts.carriers import DOORS, lift, placed, slots_shape
+from minicompress.prompts.gradient import slots_gradient
 from minicompress.prompts.parameterisations import cartridge, direct, low_rank, prefix_mlp, ptuning_lstm, ptuning_mlp
 from minicompress.training.adamw import adamw_init, adamw_step
 from minicompress.training.shards import Shards

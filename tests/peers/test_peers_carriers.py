@@ -24,11 +24,11 @@ from test_peers_trace import CONTEXT, LABELS, ROWS, losses_of
 
 import weights_loader
 from minicompress import cli
-from minicompress.compression.gradient import slots_gradient
 from minicompress.compression.objectives import likelihood
 from minicompress.gpt2 import embed, forward, logits
 from minicompress.gpt2.generate import generate
 from minicompress.prompts.carriers import DOORS, through
+from minicompress.prompts.gradient import slots_gradient
 from minicompress.prompts.layout import kv_from_flat
 from minicompress.prompts.parameterisations import prefix_mlp, ptuning_lstm, ptuning_mlp
 from minicompress.prompts.soft_prompt import SoftPrompt, concatenate

@@ -14,11 +14,10 @@ import numpy as np
 
 from generating import watched
 from helpers import TINY, directional_error, random_params, tree_errors
-from minicompress.compression import gradient
 from minicompress.compression.objectives import likelihood
 from minicompress.gpt2 import embed, forward
 from minicompress.gpt2.prefix import predictors
-from minicompress.prompts import carriers, soft_prompt
+from minicompress.prompts import carriers, gradient, soft_prompt
 from minicompress.prompts.soft_prompt import SoftPrompt
 from minicompress.training.shards import Shards
 from minicompress.verification.oracles import complex_step, relative_error

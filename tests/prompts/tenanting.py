@@ -8,11 +8,10 @@ import numpy as np
 from generating import watched
 from helpers import TINY, random_params, tree_errors
 from minicompress.arrays import like
-from minicompress.compression import gradient
 from minicompress.compression.objectives import likelihood
 from minicompress.gpt2 import head_loss
 from minicompress.gpt2.prefix import Prefix, predictors
-from minicompress.prompts import tenants
+from minicompress.prompts import gradient, tenants
 from minicompress.prompts.carriers import slots_shape
 from minicompress.prompts.soft_prompt import SLOT_AXIS, SoftPrompt
 from minicompress.training.shards import Shards
@@ -89,7 +88,7 @@ class Batch:
 
     def gradient(self, shards=2):
         with Shards(shards) as threads:
-            return gradient.tenants_gradient(
+            return tenants.tenants_gradient(
                 self.model, self.prompts, self.numbers, self.ids, self.scored, self.objective, threads
             )
 

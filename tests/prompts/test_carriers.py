@@ -25,11 +25,11 @@ import strict_device
 from generating import watched
 from helpers import TINY, random_params, read_only
 from minicompress.arrays import to_host
-from minicompress.compression.gradient import slots_gradient
 from minicompress.compression.objectives import likelihood
 from minicompress.gpt2 import embed, forward
 from minicompress.gpt2.generate import generate
 from minicompress.prompts.carriers import lift
+from minicompress.prompts.gradient import slots_gradient
 from minicompress.prompts.soft_prompt import SoftPrompt, concatenate
 from minicompress.training.adamw import adamw_init, adamw_step
 from minicompress.training.shards import Shards

@@ -6,10 +6,9 @@ import pytest
 
 import checks
 import tracing
-from minicompress.compression import gradient
 from minicompress.gpt2 import generate, model, prefix
 from minicompress.layers import attention
-from minicompress.prompts import carriers, initialise, soft_prompt
+from minicompress.prompts import carriers, gradient, initialise, soft_prompt
 from minicompress.verification import trace
 from test_planted_bugs import Bug, plant
 

@@ -3,7 +3,6 @@
 import pytest
 from tenanting import CHECKS
 
-from minicompress.compression import gradient
 from minicompress.gpt2 import generate, model, prefix
 from minicompress.prompts import tenants
 from test_planted_bugs import Bug, plant
@@ -54,9 +53,9 @@ BUGS = [
         "[asked[n] for n in chosen]", "[asked[n] for n in chosen[::-1]]"),
     Bug("gradients of hidden states in another order", "two of a kind", tenants.read_joined_backward,
         "for parts in zip(*layers, strict=True)]", "for parts in zip(*layers[::-1], strict=True)]"),
-    Bug("the first shard's gradient alone", "gradient", gradient.tenants_gradient,
+    Bug("the first shard's gradient alone", "gradient", tenants.tenants_gradient,
         "tree_map(add, parts[n], d)", "parts[n]"),
-    Bug("each shard's prompts counted from its own first", "gradient", gradient.tenants_gradient,
+    Bug("each shard's prompts counted from its own first", "gradient", tenants.tenants_gradient,
         "zip(mine, found, strict=True)", "enumerate(found)"),
     Bug("a placed slot's gradient of its row's neighbour", "gradient", model.embed_slots_backward,
         "zip(dx, ids, slots, strict=True)", "zip(dx[::-1], ids, slots, strict=True)"),

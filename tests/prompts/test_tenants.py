@@ -23,11 +23,11 @@ from tenanting import (
 import strict_device
 from helpers import TINY, read_only
 from minicompress.arrays import to_host
-from minicompress.compression.gradient import slots_gradient
 from minicompress.gpt2 import forward
 from minicompress.gpt2.generate import generate
 from minicompress.gpt2.prefix import predictors, predictors_backward, read_tokens
 from minicompress.prompts import tenants
+from minicompress.prompts.gradient import slots_gradient
 from minicompress.prompts.soft_prompt import SoftPrompt
 from minicompress.prompts.tenants import read_many, read_many_backward, spread
 from minicompress.training.shards import Shards

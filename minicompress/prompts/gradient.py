@@ -1,0 +1,51 @@
+"""The gradient of a soft prompt through the frozen model.
+
+The slots stand first and are the same for all rows. So they are read once a batch; each shard of
+rows reads their keys and values, and asks something of them on the way back; the sum of what was
+asked goes through the slots' own reading once. No gradient of any weight is ever formed.
+"""
+
+from minicompress.arrays import to_host
+from minicompress.gpt2 import head_loss
+from minicompress.gpt2.prefix import EMBEDDINGS, predictors, predictors_backward
+
+
+def slots_gradient(model, slots, ids, scored, make_objective, shards, door=EMBEDDINGS):
+    """slots (P, C), ids and scored (B, T) -> mean loss over the scored places, dslots (P, C).
+
+    make_objective(rows, weight) gives the objective for the scored places of the batch's rows.
+    Behind another `door` the slots are whatever it reads, an array or a tree, and dslots the same.
+    """
+    prefix, cache = door.read(*model, slots, keep="dx")
+
+    def shard(rows, objective):
+        return asked_by_rows(model, prefix, ids[rows], scored[rows], objective)
+
+    losses, asked = zip(*over_shards(shard, scored, make_objective, shards), strict=True)
+    return float(to_host(sum(losses))), door.read_backward(total(asked), cache)
+
+
+def over_shards(shard, scored, make_objective, shards):
+    """[shard(rows, objective) for each part of the batch], in the parts' order, but those where nothing is scored."""
+    if not scored.any():
+        raise ValueError("no target is scored, so there is no loss")
+    weight = 1 / int(scored.sum())
+
+    def part(rows):
+        return shard(rows, make_objective(rows, weight)) if scored[rows].any() else None
+
+    return [result for result in shards.map(part, len(scored)) if result]
+
+
+def asked_by_rows(model, prefix, ids, scored, objective):
+    """The loss of some rows, and what they ask of the prefix before them."""
+    hidden, back = predictors(*model, prefix, ids, scored, keep="dx")
+    losses, dhidden = head_loss(model[0], hidden, objective)
+    return losses.sum(), predictors_backward(dhidden, back)
+
+
+def total(parts):
+    """The sum of equally nested tuples, lists and arrays, always in the order of the parts; None of Nones."""
+    if isinstance(parts[0], tuple | list):
+        return [total(some) for some in zip(*parts, strict=True)]
+    return None if parts[0] is None else sum(parts[1:], parts[0])
