@@ -264,3 +264,16 @@ def test_10_releases(figure):
     worst = min(run["soft from 1 shown"]["accuracy"][1] for run in script.FOUND.values())
     words = next(iter(script.FOUND.values()))["read as words"]["text"]
     assert_quoted(10, f"{a} to {b} steps instead of {c} to {d}", f"they fall to {worst:.0%}", f"`{words}`")
+
+
+def test_06_curve(figure):
+    script = figure("06-curve")
+    each = lambda name, of: [of(script.of(slots, name)) for slots in script.SLOTS]
+    line = lambda name, cells, form: f"| {name} | " + " | ".join(form.format(cell) for cell in cells) + " |"
+    assert_quoted(
+        "06",
+        line("gap closed, mean", each("gap_closed", np.mean), "{:.1%}"),
+        line("gap closed, worst run", each("gap_closed", np.min), "{:.1%}"),
+        line("recall", each("recall", np.mean), "{:.0%}"),
+        f"recalls {np.mean(each('recall_full', np.mean)):.0%} of them",
+    )
