@@ -85,7 +85,7 @@ BUGS = [
     Bug("steps counted from the start again", "resume", run.Run,
         '"step": facts["step"]', '"step": 0'),
     Bug("checkpoints of another recipe are taken up", "foreign checkpoints", checkpoints.load_own,
-        "if facts.get(name) != value", 'if name != "recipe" and facts.get(name) != value'),
+        "if (theirs := facts.get(name)) == value", 'if name == "recipe" or (theirs := facts.get(name)) == value'),
     Bug("the teacher is no part of a run", "foreign checkpoints", run.Run,
         ' "teacher": self.teacher.hash,', ""),
     Bug("the same batches by every seed", "batches", gradient.train_slots,

@@ -48,6 +48,7 @@ def compress(
     seed: Annotated[int, typer.Option(help="of everything drawn at random")] = 0,
     baselines: Annotated[str, typer.Option(help="cheap, or all: train two controls as well")] = "cheap",
     other: Annotated[Path | None, typer.Option(help="the different context of --baselines all")] = None,
+    threads: Annotated[int | None, typer.Option(help="over which rows are spread; default: all cores")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on from OUT.checkpoint")] = False,
     device: Device = "cpu",
     as_json: Json = False,
@@ -59,7 +60,7 @@ def compress(
     commands.check_choice("--loss", loss, "kl", "likelihood")
     commands.check_choice("--baselines", baselines, "cheap", "all")
     commands.check_at_least(0, steps=steps, seed=seed)
-    commands.check_at_least(1, slots=slots, rows=rows)
+    commands.check_at_least(1, slots=slots, rows=rows, threads=threads)
     commands.check_at_least(2, self_study=self_study)
     commands.check_at_least(1e-6, temperature=temperature, lr=lr)
     commands.check_out(out)
@@ -76,7 +77,7 @@ def compress(
     reader = commands.open_model(teacher, device) if teacher else student
     recipe = Recipe(slots, loss, temperature, steps, lr, rows, seed, init, self_study, carrier, positions, beta)
     checkpoint = out.with_name(out.name + ".checkpoint")
-    with Shards() as shards:
+    with Shards(threads) as shards:
         with aside.status("the teacher reads the context and writes questions" if not queries else "the teacher reads"):
             run = Run(student, reader, text, recipe, queries, evaluate_on, shards)
         take_up(run, checkpoint, resume)

@@ -66,6 +66,7 @@ def tune(
     ] = "loss",
     decode: Annotated[int, typer.Option(help="outputs: answers that an evaluation writes out")] = Recipe.decode,
     seed: Annotated[int, typer.Option(help="of everything drawn at random")] = 0,
+    threads: Annotated[int | None, typer.Option(help="over which rows are spread; default: all cores")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on from OUT.checkpoint")] = False,
     device: Device = "cpu",
     as_json: Json = False,
@@ -78,7 +79,7 @@ def tune(
     commands.check_at_least(0, steps=steps, seed=seed, warmup=warmup, frozen=frozen)
     commands.check_at_least(0, weight_decay=weight_decay, clip=clip)
     commands.check_at_least(1, slots=slots, hidden=hidden, rank=rank, rows=rows, evaluate_every=evaluate_every)
-    commands.check_at_least(1, patience=patience, decode=decode)
+    commands.check_at_least(1, patience=patience, decode=decode, threads=threads)
     commands.check_at_least(1e-6, lr=lr)
     commands.check_out(out)
     for name, words in (("--init", init), ("--template", template), ("--verbalizer", verbalizer)):
@@ -91,7 +92,7 @@ def tune(
     opened = commands.open_model(model, device)
     given = open_start(init_from, init_model, opened, device) if init_from else None
     checkpoint = out.with_name(out.name + ".checkpoint")
-    with Shards() as shards:
+    with Shards(threads) as shards:
         with aside.status("reading the examples"):
             run = Tuning(opened, recipe, data, valid, given, shards)
         take_up(run, checkpoint, resume)

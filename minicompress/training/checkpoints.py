@@ -57,9 +57,15 @@ def load_tree(path):
 
 
 def load_own(path, **ours):
-    """`load_tree` of a run's own checkpoint. Raises ValueError where one of the facts is another run's."""
+    """`load_tree` of a run's own checkpoint. Raises ValueError where one of the facts is another run's.
+
+    `shards`, the number of threads, is one of them: sums over other parts of a batch round otherwise.
+    """
     tree, facts = load_tree(path)
     for name, value in ours.items():
-        if facts.get(name) != value:
-            raise ValueError(f"{path} belongs to a run with another {name}; leave out --resume to start afresh")
+        if (theirs := facts.get(name)) == value:
+            continue
+        if name == "shards":
+            raise ValueError(f"{path} belongs to a run on {theirs} threads; --threads {theirs} goes on from it")
+        raise ValueError(f"{path} belongs to a run with another {name}; leave out --resume to start afresh")
     return tree, facts

@@ -88,6 +88,25 @@ def test_another_recipe_cannot_go_on(run, here, long, quick, monkeypatch):
     assert (here / "p.checkpoint").read_bytes() == kept
 
 
+def test_on_other_threads_the_line_says_how_to_go_on(run, here, long, monkeypatch):
+    """Stopped on a machine with three cores, taken up on one with two."""
+    long, real = [*long, "--steps", 4], Run.train_slots
+    assert run(*long, "--threads", 3, "--out", "whole")[0] == 0
+
+    def stops(step, *_):
+        if step == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "train_slots", lambda self, checkpoint, _: real(self, checkpoint, stops))
+    assert run(*long, "--threads", 3, "--out", "p")[0] == 130
+    monkeypatch.undo()
+    os.chdir(here)
+    code, out, err = run(*long, "--threads", 2, "--out", "p", "--resume")
+    assert (code, out) == (2, "") and "p.checkpoint belongs to a run on 3 threads; --threads 3 goes on from it" in err
+    assert run(*long, "--threads", 3, "--out", "p", "--resume")[0] == 0
+    assert SoftPrompt.load("p").slots.tobytes() == SoftPrompt.load("whole").slots.tobytes()
+
+
 def test_without_a_checkpoint_resume_starts_afresh(run, here, long, whole):
     assert run(*long, "--out", "p", "--resume")[0] == 0
     assert SoftPrompt.load("p").slots.tobytes() == whole

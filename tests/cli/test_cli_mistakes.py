@@ -75,6 +75,7 @@ def test_contexts(content, words, refused, here, quick):
         (["--temperature", "nan"], ["--temperature"]),
         (["--lr", 0], ["--lr", "at least"]),
         (["--lr", "inf"], ["--lr"]),
+        (["--threads", 0], ["--threads is 0", "at least 1"]),
         (["--seed", -1], ["seed"]),
         (["--device", "tpu"], ["'tpu'", "cpu", "cuda"]),
         (["--model", "nowhere"], ["nowhere", "no such folder"]),

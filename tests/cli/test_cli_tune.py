@@ -155,6 +155,7 @@ WRONG = {
         (["--slots", 0], ["--slots", "at least 1"]),
         (["--slots", 200], ["n_positions is 128", "200 slots"]),
         (["--lr", 0], ["--lr", "at least"]),
+        (["--threads", 0], ["--threads is 0", "at least 1"]),
         (["--clip", -1], ["--clip", "at least"]),
         (["--patience", 0], ["--patience", "at least 1"]),
         (["--evaluate-every", 0], ["--evaluate-every"]),
@@ -224,6 +225,7 @@ def test_another_recipe_cannot_go_on(run, long, data, monkeypatch):
     monkeypatch.setattr(Tuning, "train", train)
     kept = (data / "p.checkpoint").read_bytes()
     assert_one_line(run(*long, "--lr", 0.5, "--out", "p", "--resume"), "another recipe", "--resume")
+    assert_one_line(run(*long, "--threads", 9, "--out", "p", "--resume"), "belongs to a run on", "goes on from it")
     (data / "kinds.jsonl").write_text("\n".join(map(json.dumps, KINDS[1:])))
     assert_one_line(run(*long, "--out", "p", "--resume"), "another data")
     assert (data / "p.checkpoint").read_bytes() == kept

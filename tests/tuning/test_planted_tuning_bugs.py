@@ -3,6 +3,7 @@
 import pytest
 from tune_checks import CHECKS
 
+from minicompress.training import checkpoints
 from minicompress.tuning import diagnosis, examples, recipe, rows, run, scores, start
 from test_planted_bugs import Bug, plant
 
@@ -94,6 +95,8 @@ BUGS = [
         "return copied(tree), counted", "return tree, counted"),
     Bug("another beginning is the same run", "foreign", run.Tuning,
         ', "start": start', ""),
+    Bug("its own threads are called the checkpoint's", "foreign", checkpoints.load_own,
+        "on {theirs} threads; --threads {theirs}", "on {value} threads; --threads {value}"),
     Bug("other data are the same run", "foreign", run.hash_of,
         "[[example.fields, example.answer] for example in examples]", "len(examples) > 2"),
     Bug("the same batch at every step", "batches", run.Tuning,

@@ -72,7 +72,7 @@ def foreign_error():
     """How many checkpoints of another tuning are taken up all the same."""
     one, two = (SoftPrompt(number * np.ones((3, 12))) for number in (1, 2))
     others = [{"lr": 0.5}, {"slots": 4}, {"seed": 1}, {"method": "deep"}, {"records": LABELS[:-1]}, {"held": LABELS[:2]},
-              {"model": letters.model()._replace(hash="9")}, {"given": one}, {"n": 1}, {"verbalizer": {"pet": "a"}}]  # fmt: skip
+              {"model": letters.model()._replace(hash="9")}, {"given": one}, {"verbalizer": {"pet": "a"}}]  # fmt: skip
     accepted = 0
     with tuning() as run, tempfile.TemporaryDirectory() as folder:
         run.save(Path(folder) / "c")
@@ -81,7 +81,11 @@ def foreign_error():
                 accepted += not raises("belongs to a run with another", wrong.resume, Path(folder) / "c")
     with tuning(given=one) as run, tuning(given=two) as other, tempfile.TemporaryDirectory() as folder:
         run.save(Path(folder) / "c")
-        return accepted + (not raises("another start", other.resume, Path(folder) / "c"))
+        accepted += not raises("another start", other.resume, Path(folder) / "c")
+    with tuning(n=3) as run, tuning(n=2) as other, tempfile.TemporaryDirectory() as folder:
+        run.save(Path(folder) / "c")
+        words = "belongs to a run on 3 threads; --threads 3 goes on from it"
+        return accepted + (not raises(words, other.resume, Path(folder) / "c"))
 
 
 def batches(seed):
