@@ -148,4 +148,9 @@ def concatenate(prompts):
 
 def text_hash(text):
     """16 hexadecimal digits that tell one text from another."""
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return bytes_hash(text.encode())
+
+
+def bytes_hash(raw):
+    """16 hexadecimal digits that tell some bytes from others."""
+    return hashlib.sha256(raw).hexdigest()[:16]

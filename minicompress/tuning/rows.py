@@ -66,8 +66,7 @@ def words_of(recipe, kind, examples, tokenizer):
         if recipe.verbalizer:
             raise ValueError("--verbalizer gives labels their words; these examples have outputs")
         return {}
-    labels = dict.fromkeys(sorted({example.answer for example in examples}))
-    texts = labels | {label: label for label in labels} | (recipe.verbalizer or {})
+    texts = {label: label for label in sorted({e.answer for e in examples})} | (recipe.verbalizer or {})
     owners = {}
     for label, word in texts.items():
         if owners.setdefault(word, label) != label:

@@ -14,7 +14,7 @@ from minicompress.compression.queries import pad
 from minicompress.compression.run import copied, place
 from minicompress.prompts.carriers import slots_shape
 from minicompress.prompts.gradient import slots_gradient
-from minicompress.prompts.soft_prompt import SoftPrompt, text_hash
+from minicompress.prompts.soft_prompt import SoftPrompt, bytes_hash, text_hash
 from minicompress.training.adamw import adamw_init, adamw_step, clip_by_global_norm
 from minicompress.training.checkpoints import load_own, save_tree
 from minicompress.training.schedules import warmup_cosine
@@ -44,9 +44,10 @@ class Tuning:
         self.recipe = settled(recipe, kind, model.tokenizer, model.pair[1], given is not None)
         shell = self.as_prompt(np.zeros(slots_shape(self.recipe.carrier, model.pair[1], self.recipe.slots)))
         self.task = make_task(model, self.recipe, shell, kind, examples, held)
-        self.hashes = {"data": hash_of(examples), "valid": held and hash_of(held)}
         self.raw, self.door, self.bake = begin(model, self.recipe, shell.door, given)
         self.initial = self.bake(self.raw)[0]
+        self.hashes = {"data": hash_of(examples), "valid": held and hash_of(held)}
+        self.hashes["start"] = bytes_hash(to_host(self.initial).tobytes())
         self.state = adamw_init(trained(self.raw))
         self.best, self.best_at, self.history, self.recent = copied(self.raw), 0, [], []
         self.seconds = {"steps": 0.0, "evaluations": 0.0}
@@ -54,8 +55,7 @@ class Tuning:
 
     def facts(self):
         """What this tuning is, as far as its numbers depend on it."""
-        start = text_hash(to_host(self.initial).tobytes().hex())
-        names = {"model": self.model.hash, "recipe": asdict(self.recipe), "start": start, "shards": self.shards.n}
+        names = {"model": self.model.hash, "recipe": asdict(self.recipe), "shards": self.shards.n}
         return names | self.hashes
 
     @property
@@ -129,9 +129,10 @@ class Tuning:
 
     def snapshot(self):
         """Everything that training changes, copied: an interruption may come in the middle of an update."""
-        tree = {"raw": self.raw, "m": self.state["m"], "v": self.state["v"], "best": self.best}
+        tree = copied({"raw": self.raw, "m": self.state["m"], "v": self.state["v"]})
+        tree |= {"best": self.best}  # replaced by a better one, never changed in place
         counted = {"step": self.state["step"], "best_at": self.best_at, "seconds": dict(self.seconds)}
-        return copied(tree), counted | {"history": list(self.history), "recent": list(self.recent)}
+        return tree, counted | {"history": list(self.history), "recent": list(self.recent)}
 
     def save(self, checkpoint):
         """Writes the last completed step."""

@@ -1,5 +1,8 @@
 """How good a prompt is on held-out rows: loss, accuracy and macro-F1 of labels, exact match of written answers."""
 
+import math
+from collections import Counter
+
 import numpy as np
 
 from minicompress.arrays import like, to_host
@@ -89,8 +92,7 @@ def macro_f1(gold, guess):
 
 def majority(queries):
     """The commonest answer's share."""
-    answers = [q.answer for q in queries]
-    return max(answers.count(answer) for answer in set(answers)) / len(answers)
+    return Counter(q.answer for q in queries).most_common(1)[0][1] / len(queries)
 
 
 def write_answers(model, tokenizer, prefix, queries, shards):
@@ -111,11 +113,16 @@ def hits(result):
 
 
 def better(result, best, by):
-    """Whether a result is better than the best so far: by accuracy, or exact match, and where equal by loss."""
+    """Whether a result is better than the best so far: by accuracy, or exact match, and where equal by loss.
+
+    A loss that is not a number is worse than any other, whatever was guessed with it.
+    """
     if best is None:
         return True
 
     def rank(one):
+        if math.isnan(one["loss"]):
+            return -1, -math.inf
         return hits(one) if by == "accuracy" else 0, -one["loss"]
 
     return rank(result) > rank(best)

@@ -62,6 +62,28 @@ def test_checkpoints_are_written_at_evaluations_and_every_fifty_steps(tmp_path, 
     assert seen == [3, 4, 4, 6, 6, 8]
 
 
+def test_a_snapshot_stays_as_it_is_and_holds_the_best_slots_once():
+    with tuning(lr=0.3) as run:
+        seen = []
+
+        def progress(run):
+            tree = run.completed[0]
+            assert tree["best"] is run.best and tree["raw"] is not run.raw
+            seen.append((tree, {name: a.tobytes() for name, a in flatten(tree).items()}))
+
+        run.train(progress=progress)
+        assert len({id(tree["best"]) for tree, _ in seen}) > 1, "the best never changed"
+        for tree, before in seen:
+            assert {name: a.tobytes() for name, a in flatten(tree).items()} == before
+
+
+def test_the_start_is_hashed_once(tmp_path, monkeypatch):
+    with tuning() as run:
+        before = run.facts()
+        monkeypatch.setattr("minicompress.tuning.run.bytes_hash", None)
+        assert run.facts() == before and len(before["start"]) == 16
+
+
 def test_seconds_go_on(tmp_path):
     with tuning() as run, tuning() as resumed:
         with pytest.raises(KeyboardInterrupt):

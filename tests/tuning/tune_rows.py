@@ -1,5 +1,6 @@
 """Checks of examples, rows and scores."""
 
+import math
 import tempfile
 from pathlib import Path
 
@@ -137,10 +138,13 @@ def exact_match_error():
 
 
 def better_error():
-    """What is better than what, by either measure; equal is not better."""
+    """What is better than what, by either measure; equal is not better, and a loss that is none is worst."""
     result = lambda loss, hits: {"loss": loss, "accuracy": hits}
     cases = [(result(1, 0.5), result(2, 0.9), "loss", True), (result(1, 0.5), result(2, 0.9), "accuracy", False),
              (result(2, 0.5), result(1, 0.5), "accuracy", False), (result(1, 0.5), result(2, 0.5), "accuracy", True),
              (result(1, 0.5), result(1, 0.9), "loss", False), (result(9, 0), None, "loss", True),
-             ({"loss": 1, "exact_match": 0.5}, {"loss": 0, "exact_match": 0.2}, "accuracy", True)]  # fmt: skip
+             ({"loss": 1, "exact_match": 0.5}, {"loss": 0, "exact_match": 0.2}, "accuracy", True)]
+    nan, some = result(math.nan, 0.9), result(9, 0)
+    cases += [case for by in ("loss", "accuracy") for case in (
+        (some, nan, by, True), (nan, some, by, False), (nan, nan, by, False), (nan, None, by, True))]  # fmt: skip
     return sum(scores.better(one, best, by) != told for one, best, by, told in cases)
