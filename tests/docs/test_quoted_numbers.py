@@ -277,3 +277,14 @@ def test_06_curve(figure):
         line("recall", each("recall", np.mean), "{:.0%}"),
         f"recalls {np.mean(each('recall_full', np.mean)):.0%} of them",
     )
+
+
+def test_12_tables(figure):
+    """The tables, and the accuracies named around the first figure, are those of the kept results."""
+    assert_quoted(12, *figure("12-ways").table(), *figure("12-savings").table())
+    mean = figure("12-beginnings").mean
+    low, high = (mean("groups", how, 8, 0.003) for how in ("normal", "uniform"))
+    best = {how: max(mean("facts", how, 8, lr) for lr in figure("12-beginnings").RATES) for how in ("noise", "vocab", "uniform", "normal")}
+    assert_quoted(12, f"`normal` has {low:.0%} on groups where `uniform` has {high:.0%}")
+    assert_quoted(12, f"`noise` reaches {best['noise']:.0%}, `vocab` and `uniform` {best['vocab']:.0%}, `normal` at its best rate {best['normal']:.0%}")
+    assert best["vocab"] == best["uniform"]
