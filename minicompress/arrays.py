@@ -41,11 +41,13 @@ def to_host(x):
 
 
 def few_rows(x):
-    """Slices of the rows of x (N, C), each of as many as a core's cache holds; one slice for all on a GPU.
+    """Slices of x's first axis, each of as many numbers as a core's cache holds; one slice for all on a GPU.
 
     Where rows are worked on in several passes, all but the first then find them near.
     """
-    rows = max(1, CACHE // max(1, x.shape[-1])) if array_module(x) is np else max(1, len(x))
+    if not x.ndim:
+        return [...]
+    rows = max(1, CACHE // max(1, x[:1].size)) if array_module(x) is np else max(1, len(x))
     return [slice(start, min(start + rows, len(x))) for start in range(0, len(x), rows)]
 
 

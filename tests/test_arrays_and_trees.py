@@ -8,7 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import strict_device
-from minicompress.arrays import add_at, array_module, device_module, like, to_host
+from minicompress import arrays
+from minicompress.arrays import add_at, array_module, device_module, few_rows, like, rowwise, to_host
+from minicompress.layers import gelu, losses
+from minicompress.training.adamw import adamw_init, adamw_step
 from minicompress.trees import child, flatten, tree_map, unflatten
 
 TREE = {"h": {"0": {"ln_1": 1, "ln_2": 2}, "1": {"ln_1": 3}}, "wte": 4}
@@ -52,6 +55,62 @@ def test_add_at_counts_every_repetition(index):
     add_at(out, index, rows)
     np.add.at(expected, index, rows)
     assert np.array_equal(out, expected)
+
+
+shapes = st.lists(st.integers(1, 5), min_size=1, max_size=3).map(tuple)
+each_cache = pytest.mark.parametrize("cache", [1, 5, 7, 10**6])
+
+
+@given(shape=shapes, cache=st.integers(1, 80))
+def test_a_few_rows_at_a_time_are_all_rows_once(shape, cache):
+    x = np.zeros(shape)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(arrays, "CACHE", cache)
+        parts = few_rows(x)
+        assert [i for part in parts for i in range(len(x))[part]] == list(range(len(x)))
+        assert all(x[part].size <= max(cache, x[0].size) for part in parts)
+        assert [few_rows(y) for y in (x[:0], np.zeros(()))] == [[], [...]]
+
+
+def test_on_a_device_all_rows_are_one_part(monkeypatch):
+    monkeypatch.setattr(arrays, "CACHE", 1)
+    assert few_rows(strict_device.asarray(np.ones((5, 3)))) == [slice(0, 5)]
+
+
+@each_cache
+@pytest.mark.parametrize("dtype", [np.float32, np.complex128])
+def test_rowwise_is_the_function_itself_to_the_last_bit(cache, dtype, rng, monkeypatch):
+    x, y = rng.standard_normal((2, 3, 4, 6)).astype(dtype)
+    expected = [gelu.gelu(x)[0], gelu.gelu_backward(y, x), losses.log_softmax(x)]
+    monkeypatch.setattr(arrays, "CACHE", cache)
+    found = [gelu.gelu(x)[0], gelu.gelu_backward(y, x), rowwise(losses.log_softmax, x)]
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == dtype and np.array_equal(a, b)
+    turned = x.transpose(2, 0, 1)  # rows that do not lie one behind the other
+    assert np.array_equal(gelu.gelu(turned)[0], expected[0].transpose(2, 0, 1))
+    assert np.array_equal(gelu.gelu(x[0, 0, 0])[0], expected[0][0, 0, 0])
+
+
+@each_cache
+def test_an_update_a_few_rows_at_a_time_is_the_update(cache, rng, monkeypatch):
+    """Also of arrays whose numbers do not lie in a row: a copy of one would be updated in its place."""
+    draw = lambda: {
+        "kv": rng.standard_normal((2, 3, 4)).transpose(2, 0, 1),
+        "b": rng.standard_normal(5),
+        "0": np.array(2.0),
+    }
+    params, steps = draw(), [draw() for _ in range(3)]
+    found = []
+    for size in (10**6, cache):
+        monkeypatch.setattr(arrays, "CACHE", size)
+        there = tree_map(lambda p: p.copy("K"), params)
+        state = adamw_init(there)
+        for grads in steps:
+            adamw_step(there, grads, state, 0.1, weight_decay=0.1)
+        found.append((there, state["m"], state["v"]))
+    for one, other in zip(*found, strict=True):
+        assert all(np.array_equal(one[name], other[name]) for name in params)
+    assert not np.array_equal(found[0][0]["kv"], params["kv"])
 
 
 def test_devices():

@@ -48,12 +48,13 @@ def lstm_backward(dout, cache, grads=None):
         dasked[:, t] = xp.concatenate(parts, axis=-1)
         dcell = dcell * f
         dstate = dasked[:, t] @ weight_hh
-    if grads is None:
-        return linear_backward(dasked, cache)
-    rows = dasked.reshape(B * T, 4 * h)
-    grads["weight_hh"] += rows.T @ before.reshape(B * T, h)
-    grads["bias_hh"] += rows.sum(0)
-    return linear_backward(dasked, cache, {"weight": grads["weight_ih"].T, "bias": grads["bias_ih"]})
+    if grads is not None:
+        rows, (x, _) = dasked.reshape(B * T, 4 * h), cache
+        grads["weight_ih"] += rows.T @ x.reshape(B * T, -1)
+        grads["weight_hh"] += rows.T @ before.reshape(B * T, h)
+        grads["bias_ih"] += rows.sum(0)
+        grads["bias_hh"] += rows.sum(0)
+    return linear_backward(dasked, cache)
 
 
 def gates(z):

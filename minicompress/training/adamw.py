@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from minicompress.arrays import array_module, to_host
+from minicompress.arrays import array_module, few_rows, to_host
 from minicompress.trees import flatten, tree_map
 
 
@@ -23,7 +23,11 @@ def adamw_step(params, grads, state, lr, betas=(0.9, 0.999), eps=1e-8, weight_de
     (b1, b2), t = betas, state["step"]
     rate, root = lr / (1 - b1**t), 1 / math.sqrt(1 - b2**t)
 
-    def update(p, g, m, v):
+    def update(*arrays):
+        for few in few_rows(arrays[0]):
+            update_few(*(x[few] for x in arrays))
+
+    def update_few(p, g, m, v):
         m *= b1
         m += (1 - b1) * g
         v *= b2

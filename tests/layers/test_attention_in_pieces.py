@@ -157,6 +157,7 @@ def test_every_case_passes_on_the_real_source(options):
     assert error(**options) <= 1e-12
 
 
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
 def test_every_planted_bug_is_caught(bug, monkeypatch):
     plant(bug, monkeypatch)
