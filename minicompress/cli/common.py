@@ -1,6 +1,7 @@
 """What every command shares: options, output, a progress bar."""
 
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,9 +24,18 @@ Json = Annotated[bool, typer.Option("--json", help="one JSON object on standard 
 def show(result: Any, as_json: bool, text: Any) -> None:
     """One JSON object, or what a person reads: a text as it is, whatever brackets and long lines are in it."""
     if as_json:
-        print(json.dumps(result))
+        print(json.dumps(finite(result), allow_nan=False))
     else:
         Console().print(text, markup=False, emoji=False, soft_wrap=isinstance(text, str))
+
+
+def finite(result: Any) -> Any:
+    """Dicts and lists as JSON can hold them: null for a number that is infinite or NaN."""
+    if isinstance(result, dict):
+        return {name: finite(value) for name, value in result.items()}
+    if isinstance(result, list | tuple):
+        return [finite(value) for value in result]
+    return None if isinstance(result, float) and not math.isfinite(result) else result
 
 
 def bar() -> Progress:

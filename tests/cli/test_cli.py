@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
+from minicompress.cli.common import show
 from minicompress.prompts.soft_prompt import SoftPrompt
 
 PROMISED = {"slots", "context_tokens", "kl_none", "kl_init", "kl_sigma", "gap_closed", "gap_closed_interval",
@@ -27,6 +28,17 @@ def test_compress_gives_the_promised_keys_and_nothing_else_on_standard_output(ru
     assert result["kl_none"] > 0 and len(result["gap_closed_interval"]) == 2 and 0 <= result["top1_agreement"] <= 1
     assert 0 <= result["recall_sigma"] <= 1 and result["seconds_per_step"] > 0
     assert sorted(p.name for p in here.iterdir()) == ["context.txt", "p.safetensors", "queries.jsonl", "tokens.json"]
+
+
+def test_json_has_null_for_what_is_no_number(capsys):
+    nan, inf = float("nan"), np.float64("inf")
+    show({"a": nan, "b": [inf, 1.5, (-inf, {"c": nan})], "d": True, "e": "NaN", "n": 3, "none": None}, True, "")
+
+    def refuse(name):
+        raise AssertionError(f"{name} is not JSON")
+
+    found = json.loads(capsys.readouterr().out, parse_constant=refuse)
+    assert found == {"a": None, "b": [None, 1.5, [None, {"c": None}]], "d": True, "e": "NaN", "n": 3, "none": None}
 
 
 def test_recall_is_null_without_answers(run, here, quick):
