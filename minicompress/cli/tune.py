@@ -42,7 +42,7 @@ def tune(
         str | None,
         typer.Option(help="vocab (default), vocab:N, labels:A,B, noise, uniform, normal, zero, or any words"),
     ] = None,
-    init_from: Annotated[Path | None, typer.Option(help="begin at another prompt's slots")] = None,
+    init_from: Annotated[Path | None, typer.Option(help="begin at another prompt's slots, not its template")] = None,
     init_model: Annotated[Path | None, typer.Option(help="the model of --init-from, where it is another one")] = None,
     template: Annotated[
         str | None, typer.Option(help=r"the pattern of a row; default 'Q: {text}\nA:'. [4] in it places slots")
@@ -96,6 +96,8 @@ def tune(
         with aside.status("reading the examples"):
             run = Tuning(opened, recipe, data, valid, given, shards)
         take_up(run, checkpoint, resume)
+        if given:
+            tell_differences(given, run.recipe)
         aside.print(f"{len(run.task.train):,} examples to train on, {len(run.task.held):,} held out")
         train(run, checkpoint)
         run.prompt().save(out)
@@ -122,6 +124,14 @@ def open_start(path: Path, folder: Path | None, opened: Model, device: str) -> S
         return commands.open_prompt(path, opened)
     source = commands.open_model(folder, device)
     return recycle(commands.open_prompt(path, source), source, opened)
+
+
+def tell_differences(given: SoftPrompt, recipe: Recipe) -> None:
+    """Slots are all that is taken over: says where texts stood otherwise in the prompt that they come from."""
+    if given.template not in (None, recipe.template):
+        aside.print(f"--init-from was made with the template {given.template!r}; this one is {recipe.template!r}")
+    if given.positions != recipe.positions:
+        aside.print(f"--init-from was made with --positions {given.positions}; this one is {recipe.positions}")
 
 
 def train(run: Tuning, checkpoint: Path) -> None:

@@ -16,6 +16,8 @@ from minicompress.tuning.recipe import ENCODERS, parameterise
 
 def begin(model, recipe, door, given=None):
     """The first raw arrays where the model is, the door that takes them, and bake. given: a SoftPrompt to begin at."""
+    if given:
+        check_given(given)
     rng = np.random.default_rng((recipe.seed, 2))
     encoder = recipe.parameterisation in ENCODERS
     start = None if encoder else to_host(initial_slots(model, recipe, rng, given))
@@ -23,6 +25,15 @@ def begin(model, recipe, door, given=None):
     if encoder and given:
         raw = kept_by(given, raw, recipe.parameterisation)
     return place(raw, model.wte), door, bake
+
+
+def check_given(given):
+    """Raises ValueError where another prompt is more than its slots: begun at them alone, it would be another one."""
+    if given.beta is not None and to_host(given.beta).any():
+        raise ValueError("--init-from has log-masses of its keys (β), which tune has not; give one made without --beta")
+    if given.positions == "logical":
+        where = f"has texts begin at position {given.offset:,} (logical), which tune does not"
+        raise ValueError(f"--init-from {where}; give one of --positions compact or unshifted")
 
 
 def initial_slots(model, recipe, rng, given=None):

@@ -104,8 +104,20 @@ def test_slots_of_another_task_and_of_another_model(run, brief, new_model):
     run(*brief, "--data", "pairs.jsonl", "--model", other, "--out", "p")
     assert_one_line(run(*brief, "--init-from", "p", "--out", "q"), "p was made for the model")
     assert run(*brief, "--init-from", "p", "--init-model", other, "--steps", 0, "--out", "q")[0] == 0
-    assert run(*brief, "--init-from", "q", "--method", "prefix", "--slots", 3, "--out", "r")[0] == 0
+    code, _, err = run(*brief, "--init-from", "q", "--method", "prefix", "--slots", 3, "--out", "r")
+    assert code == 0 and "--init-from was made" not in err
     assert SoftPrompt.load("r").slots.shape == (2, 2, 2, 3, 12)
+
+
+def test_what_is_not_taken_over_is_said_or_refused(run, brief, quick, model):
+    assert run(*brief, "--template", "{text} is", "--positions", "unshifted", "--out", "p")[0] == 0
+    code, _, err = run(*brief, "--init-from", "p", "--out", "q")
+    assert code == 0 and r"made with the template '{text} is'; this one is 'Q: {text}\\nA:'" in err
+    assert "made with --positions unshifted; this one is compact" in err
+    assert run("compress", "context.txt", *quick, "--carrier", "kv", "--beta", "--out", "b")[0] == 0
+    assert run("compress", "context.txt", *quick, "--positions", "logical", "--out", "l")[0] == 0
+    assert_one_line(run(*brief, "--method", "prefix", "--init-from", "b", "--out", "q"), "--init-from has log-masses", "--beta")
+    assert_one_line(run(*brief, "--init-from", "l", "--out", "q"), "--init-from has texts begin at position", "(logical)")
 
 
 WRONG = {

@@ -236,7 +236,13 @@ def beginnings_error():
         wrong += relative_error(run.gradient(query)[0], flat.gradient(query)[0]) > 1e-12
     with tuning(method="prefix") as run, tuning(method="prefix", given=SoftPrompt(run.raw["slots"], "kv"), slots=3) as again:
         wrong += not np.array_equal(run.raw["slots"], again.raw["slots"])
-    wrong += not raises("--method prompt needs embeddings", tuning(given=SoftPrompt(np.ones(slots_shape("kv", letters.CONFIG, 3)), "kv")).__enter__)
+    kv = np.ones(slots_shape("kv", letters.CONFIG, 3))
+    masses = np.zeros((2, 3, 3))
+    with tuning(method="prefix", given=SoftPrompt(kv, "kv", beta=masses)) as run:
+        wrong += not np.array_equal(run.raw["slots"], kv)
+    wrong += not raises("--init-from has log-masses", tuning(method="prefix", given=SoftPrompt(kv, "kv", beta=masses - 1)).__enter__)
+    wrong += not raises("begin at position 9 (logical)", tuning(given=replace(given, positions="logical", offset=9)).__enter__)
+    wrong += not raises("--method prompt needs embeddings", tuning(given=SoftPrompt(kv, "kv")).__enter__)
     return wrong
 
 
