@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ class SoftPrompt:
         """P."""
         return self.slots.shape[SLOT_AXIS[self.carrier]]
 
-    @property
+    @cached_property
     def in_rows(self):
         """Whether the rows themselves place the slots, as the template says."""
         return self.template is not None and parse(self.template).places_slots

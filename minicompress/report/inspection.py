@@ -108,12 +108,6 @@ def number(value, form):
     return text if any(c in text for c in "123456789") else text.removeprefix("-")
 
 
-def attention_line(result):
-    """What the prompt as a whole receives, layer by layer."""
-    share = np.array(result["attention"]["prompt"]).mean(1)
-    return f"of all attention the prompt receives {' '.join(f'{x:.0%}' for x in share)} in layers 0 to {len(share) - 1}"
-
-
 def neighbours(result):
     """A row for each slot: as many of its nearest tokens as the line holds."""
     from rich.text import Text

@@ -42,11 +42,11 @@ def make_task(model, recipe, prompt, kind, examples, held=None):
     everything = examples + (held or [])
     words = words_of(recipe, kind, everything, model.tokenizer)
     answers = words or {e.answer: model.tokenizer.encode(f" {e.answer}\n").ids for e in everything}
-    room = room_for(model, recipe, prompt, max(map(len, answers.values())))
-    long = []
+    template, long = parse(recipe.template), []
+    room = room_for(model, template, prompt, max(map(len, answers.values())))
 
     def row(example):
-        return row_of(model, recipe, prompt, example, answers[example.answer], room, long)
+        return row_of(model, template, prompt, example, answers[example.answer], room, long)
 
     train = [row(example) for example in examples]
     if held is None:
@@ -74,9 +74,9 @@ def words_of(recipe, kind, examples, tokenizer):
     return {label: tokenizer.encode(f" {word}").ids for label, word in texts.items()}
 
 
-def room_for(model, recipe, prompt, answer):
+def room_for(model, template, prompt, answer):
     """How many tokens a filled template may have, before the longest answer. Raises ValueError where it has no room."""
-    template, config = parse(recipe.template), model.pair[1]
+    config = model.pair[1]
     bare = template.row(model.tokenizer, dict.fromkeys(template.fields, ""))
     soft = sum(token < 0 for token in bare)
     text = {"tokens_of_the_template": len(bare) - soft, "tokens_of_the_longest_answer": answer}
@@ -84,9 +84,8 @@ def room_for(model, recipe, prompt, answer):
     return config.n_positions - prompt.start - answer
 
 
-def row_of(model, recipe, prompt, example, answer, room, long):
+def row_of(model, template, prompt, example, answer, room, long):
     """One example as a Query; where its text is too long it is shortened, and counted in `long`."""
-    template = parse(recipe.template)
     row = template.row(model.tokenizer, example.fields, where=example.where)
     if len(row) > room:
         row = template.row(model.tokenizer, example.fields, room, example.where)

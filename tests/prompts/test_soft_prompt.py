@@ -10,7 +10,9 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from helpers import TINY
+from minicompress.prompts import soft_prompt
 from minicompress.prompts.soft_prompt import FORMAT, SoftPrompt, text_hash
+from minicompress.prompts.template import parse
 from minicompress.trees import flatten
 from outer_checks import prompt_file_error
 from reading import KINDS, random_prompt
@@ -98,6 +100,14 @@ def test_parts_that_do_not_belong_together_are_refused(metadata, tensors, words,
 def test_parts_that_do_belong_together(metadata, tensors, tmp_path):
     save_file({"embeddings": SLOTS} | tensors, tmp_path / "p", METADATA | metadata)
     assert SoftPrompt.load(tmp_path / "p").carrier == metadata.get("carrier", "embeddings")
+
+
+def test_a_template_is_parsed_once(monkeypatch):
+    parsed = []
+    monkeypatch.setattr(soft_prompt, "parse", lambda text: (parsed.append(text), parse(text))[1])
+    prompt = SoftPrompt(SLOTS, template="[3]{text}")
+    assert [prompt.in_rows, prompt.in_rows, prompt.start, replace(prompt, template="{text}").in_rows] == [True, True, 0, False]
+    assert parsed == ["[3]{text}", "{text}"]
 
 
 def test_a_write_that_fails_leaves_the_old_prompt(tmp_path, monkeypatch):
