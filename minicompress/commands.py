@@ -1,6 +1,7 @@
 """What the commands share: opening what a user names, and saying plainly what is wrong with it."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,6 +43,8 @@ def read_prompt(path, model):
     else:
         prompt = SoftPrompt.load(path)
         made_for = prompt.provenance.get("model")
+        if made_for is None:
+            raise ValueError(f"{path} does not name the model it was made for; save it with that model's hash in provenance")
         if made_for != model.hash:
             raise ValueError(
                 f"{path} was made for the model {made_for}; this one is {model.hash}: name its own with --model"
@@ -152,7 +155,8 @@ def check_at_least(least, **options):
     """Raises ValueError where an option is smaller, infinite or not a number; an absent one, None, is fine."""
     for name, value in options.items():
         if value is not None and not least <= value < float("inf"):
-            raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}")
+            number = "" if math.isfinite(value) else "a finite number of "
+            raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be {number}at least {least}")
 
 
 def check_out(path, option="--out "):

@@ -145,7 +145,7 @@ def _check_shape(shape, config, what):
 
 def _check_finite(array, what):
     if wrong := array.size - int(np.isfinite(array).sum()):
-        raise LoadError(f"{what} holds {wrong:,} of {array.size:,} numbers that are infinite or none; train it again")
+        raise LoadError(f"{what} holds {wrong:,} of {array.size:,} numbers that are infinite or NaN; train it again")
 
 
 def _check_place(folder):

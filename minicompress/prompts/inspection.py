@@ -1,4 +1,4 @@
-"""What a soft prompt has become, slot by slot: like which token, how far from its start, looked at by whom, worth what.
+"""What each slot of a soft prompt has become: its nearest tokens, how far it moved, what attends to it, its worth.
 
 Everything is read from the frozen model as it reads some texts with the prompt in place. Nothing here
 says what a slot *means*: it is no token, and need not be near one.

@@ -72,9 +72,9 @@ def test_contexts(content, words, refused, here, quick):
         (["--baselines", "some"], ["--baselines"]),
         (["--temperature", -1], ["--temperature", "at least"]),
         (["--temperature", 0], ["--temperature", "at least"]),
-        (["--temperature", "nan"], ["--temperature"]),
-        (["--lr", 0], ["--lr", "at least"]),
-        (["--lr", "inf"], ["--lr"]),
+        (["--temperature", "nan"], ["--temperature is nan; it must be a finite number of at least"]),
+        (["--lr", 0], ["--lr is 0", "it must be at least 1e-06"]),
+        (["--lr", "inf"], ["--lr is inf; it must be a finite number of at least 1e-06"]),
         (["--threads", 0], ["--threads is 0", "at least 1"]),
         (["--seed", -1], ["seed"]),
         (["--device", "tpu"], ["'tpu'", "cpu", "cuda"]),
@@ -117,6 +117,7 @@ def made(here, model):
     SoftPrompt(rng.standard_normal((3, 12)).astype("f4"), provenance=name).save(here / "narrow")
     SoftPrompt(rng.standard_normal((126, 24)).astype("f4"), provenance=name).save(here / "long")
     SoftPrompt(rng.standard_normal((3, 24)).astype("f4"), provenance={"model": "0" * 16}).save(here / "other")
+    SoftPrompt(rng.standard_normal((3, 24)).astype("f4")).save(here / "nameless")
     (here / "text").write_text("no prompt")
     save_file({"embeddings": rng.standard_normal((3, 24))}, here / "plain")
     (here / "peft").mkdir()
@@ -132,6 +133,7 @@ def made(here, model):
         ("text", ["text is not a soft prompt"]),
         ("plain", ["plain is not a soft prompt", "format"]),
         ("other", ["other was made for the model", "--model"]),
+        ("nameless", ["nameless does not name the model it was made for", "provenance"]),
         ("narrow", ["narrow", "embeddings are [3, 12]", "[3, 24]"]),
         ("long", ["n_positions is 128", "126 slots"]),
         ("peft", ["peft", "embeddings are [3, 12]", "[3, 24]"]),

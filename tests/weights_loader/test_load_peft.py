@@ -101,7 +101,7 @@ REFUSED = [
     (PREFIX | SIZES, np.ones((3, 48), F32), ["shape [3, 48], expected [3, 24]"]),
     (PREFIX | SIZES, np.ones((2, 24), F32), ["shape [2, 24], expected [3, 24]"]),
     ({}, np.ones((3, 4), np.uint8), ["'prompt_embeddings' has dtype U8"]),
-    ({}, np.full((3, 4), np.nan, F32), ["prompt_embeddings holds 12 of 12 numbers that are infinite or none"]),
+    ({}, np.full((3, 4), np.nan, F32), ["prompt_embeddings holds 12 of 12 numbers that are infinite or NaN"]),
     ({}, np.full((3, 4), 0xFF80, np.uint16), ["holds 12 of 12 numbers that are infinite"]),
     ({}, {"other": np.ones((3, 4), F32)}, ["holds 'other', expected the one tensor 'prompt_embeddings'; save it again"]),
     ({}, {"prompt_embeddings": np.ones((3, 4), F32), "base_model.lm_head.weight": np.ones(1, F32)},
