@@ -44,7 +44,7 @@ def read_prompt(path, model):
         prompt = SoftPrompt.load(path)
         made_for = prompt.provenance.get("model")
         if made_for is None:
-            raise ValueError(f"{path} does not name the model it was made for; save it with that model's hash in provenance")
+            raise ValueError(f"{path} does not name its model; save it with the model's hash in its provenance")
         if made_for != model.hash:
             raise ValueError(
                 f"{path} was made for the model {made_for}; this one is {model.hash}: name its own with --model"

@@ -36,8 +36,9 @@ def nearest(params, config, prompt, k, advance=None):
     slots, of_tokens = compared(params, config, prompt)
     xp, V, best = array_module(slots), len(params["wte"]["weight"]), {}
     for words in (slice(i, min(i + WORDS, V)) for i in range(0, V, WORDS)):
+        at, ids = of_tokens(words), xp.arange(words.start, words.stop)  # (n,)
         for p, slot in enumerate(slots):
-            rows, ids = of_tokens(words, p), xp.arange(words.start, words.stop)  # (n, C), (n,)
+            rows = at(p)  # (n, C)
             for measure, apart in (("cosine", -cosine(rows, slot)), ("euclidean", norm(rows - slot))):
                 best[measure, p] = closest(k, apart, ids, best.get((measure, p)))
             if advance:
@@ -57,21 +58,38 @@ def closest(k, apart, ids, before=None):
 
 
 def compared(params, config, prompt):
-    """(P, C), and a function (slice of the vocabulary, slot number) -> (n, C): what of slots and tokens is compared."""
-    wte, C = params["wte"]["weight"], config.n_embd
+    """(P, C), and a function: slice of the vocabulary -> slot number -> (n, C). The two are compared row by row."""
+    wte = params["wte"]["weight"]
     if prompt.carrier == "embeddings":
-        return prompt.slots, lambda words, p: wte[words]
+        return prompt.slots, lambda words: lambda p: wte[words]
     wpe = params["wpe"]["weight"]
-    at = lambda words, p: wte[words] + wpe[min(p, len(wpe) - 1)]
+    place = lambda p: wpe[min(p, len(wpe) - 1)]
     if prompt.carrier == "hidden":
-        return prompt.slots[0], at
-    first, kv = params["h"]["0"], keys_and_values(params["h"]["0"])
+        return prompt.slots[0], lambda words: lambda p: wte[words] + place(p)
+    slots = prompt.slots[0, 0].swapaxes(0, 1).reshape(prompt.length, config.n_embd)
+    return slots, lambda words: first_keys(params["h"]["0"], config, wte[words], place)
 
-    def keys(words, p):
-        x, _ = layernorm(at(words, p), **first["ln_1"], eps=config.layer_norm_epsilon)
-        return x @ kv["weight"][:, :C] + kv["bias"][:C]
 
-    return prompt.slots[0, 0].swapaxes(0, 1).reshape(prompt.length, C), keys
+def first_keys(weights, config, words, place):
+    """words (n, C), place(p) (C,) -> a function: p -> the words' keys in layer 0 at place p (n, C), heads side by side.
+
+    A LayerNorm is linear but for the length that it divides by. So words and places are multiplied with
+    the weights apart, the words once for all places; only the length is of the two together.
+    """
+    ln, kv, xp = weights["ln_1"], keys_and_values(weights), array_module(words)
+    weight, bias = kv["weight"][:, : config.n_embd], kv["bias"][: config.n_embd]
+    scaled, shift = ln["weight"][:, None] * weight, ln["bias"] @ weight + bias
+    middle = lambda x: x - x.mean(-1, keepdims=True)
+    words = middle(words)
+    turned = words @ scaled
+
+    def keys(p):
+        there = middle(place(p))
+        x = words + there
+        length = xp.sqrt((x * x).mean(-1, keepdims=True) + config.layer_norm_epsilon)
+        return (turned + there @ scaled) / length + shift
+
+    return keys
 
 
 def norm(x):

@@ -133,7 +133,7 @@ def made(here, model):
         ("text", ["text is not a soft prompt"]),
         ("plain", ["plain is not a soft prompt", "format"]),
         ("other", ["other was made for the model", "--model"]),
-        ("nameless", ["nameless does not name the model it was made for", "provenance"]),
+        ("nameless", ["nameless does not name its model", "provenance"]),
         ("narrow", ["narrow", "embeddings are [3, 12]", "[3, 24]"]),
         ("long", ["n_positions is 128", "126 slots"]),
         ("peft", ["peft", "embeddings are [3, 12]", "[3, 24]"]),
