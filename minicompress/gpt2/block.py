@@ -45,9 +45,9 @@ def self_attention(x, params, n_head, past=None, key_mask=None, frozen=True):
 def self_attention_backward(dout, cache, dpresent=None, grads=None):
     """dout (B, T, C) -> dx (B, T, C), dpast."""
     B, T, C = dout.shape
-    q, *_ = cache["attention"][0]
+    _, k, *_ = cache["attention"]
     dout = linear_backward(dout, cache["c_proj"], child(grads, "c_proj"))
-    dout = dout.reshape(B, T, q.shape[1], -1).swapaxes(1, 2)  # (B, H, T, D)
+    dout = dout.reshape(B, T, k.shape[1], -1).swapaxes(1, 2)  # (B, H, T, D)
     dq, dk, dv, dpast = attention_in_pieces_backward(dout, cache["attention"])
     if dpresent is not None:
         dk += dpresent[0]

@@ -67,26 +67,30 @@ def attention_backward(dout, cache):
 def attention_in_pieces(q, k, v, past=None, key_mask=None):
     """`attention`, a piece of the queries at a time: keys behind a piece, half of all in a long row, are not looked at.
 
-    What stands before a piece is its past, as it is of a text read in pieces. The cache is made of theirs.
+    What stands before a piece is its past, as it is of a text read in pieces. It is not kept, but put together again.
     """
-    P, outs, caches = past[0].shape[2] if past else 0, [], []
+    P, outs, scaled, probs = past[0].shape[2] if past else 0, [], [], []
     for rows in pieces(q.shape[2]):
         before, mask = earlier(past, k, v, rows.start), None if key_mask is None else key_mask[:, : P + rows.stop]
-        out, cache = attention(q[:, :, rows], k[:, :, rows], v[:, :, rows], before, mask)
+        out, (q_piece, *_, p) = attention(q[:, :, rows], k[:, :, rows], v[:, :, rows], before, mask)
         outs.append(out)
-        caches.append(cache)
-    return outs[0] if len(outs) == 1 else array_module(q).concatenate(outs, axis=2), tuple(caches)
+        scaled.append(q_piece)
+        probs.append(p)
+    out = outs[0] if len(outs) == 1 else array_module(q).concatenate(outs, axis=2)
+    return out, (tuple(scaled), k, v, past, tuple(probs))
 
 
-def attention_in_pieces_backward(dout, caches):
+def attention_in_pieces_backward(dout, cache):
     """dout (B, H, T, D) -> dq, dk, dv, dpast. A piece's gradient of its past is also that of the keys before it."""
-    if len(caches) == 1:
-        return attention_backward(dout, caches[0])
-    xp, past = array_module(dout), caches[0][3]
-    P, dpast = past[0].shape[2] if past else 0, past and tuple(xp.zeros_like(part) for part in past)
+    scaled, k, v, past, probs = cache
+    if len(probs) == 1:
+        return attention_backward(dout, (scaled[0], k, v, past, probs[0]))
+    xp, P = array_module(dout), past[0].shape[2] if past else 0
+    dpast = past and tuple(xp.zeros_like(part) for part in past)
     dq, dk, dv = (xp.empty_like(dout) for _ in range(3))
-    for rows, cache in zip(pieces(dout.shape[2]), caches, strict=True):
-        dq[:, :, rows], dk[:, :, rows], dv[:, :, rows], dbefore = attention_backward(dout[:, :, rows], cache)
+    for rows, q, p in zip(pieces(dout.shape[2]), scaled, probs, strict=True):
+        piece = q, k[:, :, rows], v[:, :, rows], earlier(past, k, v, rows.start), p
+        dq[:, :, rows], dk[:, :, rows], dv[:, :, rows], dbefore = attention_backward(dout[:, :, rows], piece)
         if rows.start:
             dk[:, :, : rows.start] += dbefore[0][:, :, P:]
             dv[:, :, : rows.start] += dbefore[1][:, :, P:]
@@ -102,21 +106,22 @@ def pieces(T):
 
 
 def earlier(past, k, v, start):
-    """The past of the query `start`: that of the whole row, and the keys and values between."""
-    if not start or not past:
-        return past if not start else (k[:, :, :start], v[:, :, :start])
-    xp = array_module(k)
-    own = [k[:, :, :start], v[:, :, :start], xp.zeros_like(k[:, :, :start, 0])]  # a log-mass of 0
+    """The past of the query `start`: that of the whole row, and the row's own keys and values before it."""
+    if not start:
+        return past
+    xp, own = array_module(k), (k[:, :, :start], v[:, :, :start])
+    if not past:
+        return own
+    masses = xp.zeros_like(k[:, :, :start, 0])  # a mass of 1 for each
     each = [xp.broadcast_to(part, (len(k), *part.shape[1:])) for part in past]
-    return tuple(xp.concatenate(pair, axis=2) for pair in zip(each, own, strict=False))
+    return tuple(xp.concatenate(pair, axis=2) for pair in zip(each, (*own, masses), strict=False))
 
 
-def probabilities(caches):
+def probabilities(cache):
     """How each query of `attention_in_pieces` shared out its attention: (B, H, T, S), 0 for the keys behind it."""
-    *_, (*_, last) = caches
-    widen = lambda probs: [(0, 0)] * 3 + [(0, last.shape[-1] - probs.shape[-1])]
-    xp = array_module(last)
-    return xp.concatenate([xp.pad(probs, widen(probs)) for *_, probs in caches], axis=2)
+    *_, probs = cache
+    xp, S = array_module(probs[0]), probs[-1].shape[-1]
+    return xp.concatenate([xp.pad(p, [(0, 0)] * 3 + [(0, S - p.shape[-1])]) for p in probs], axis=2)
 
 
 def shared(d, x):

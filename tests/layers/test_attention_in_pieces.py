@@ -90,7 +90,7 @@ def test_the_whole_model_in_pieces(rng, monkeypatch):
     monkeypatch.setattr(attention, "PIECE", 3)
     _, past, first = forward(params, TINY, embed(params, ids[:, :4]))
     hidden, _, second = forward(params, TINY, embed(params, ids[:, 4:], 4), past)
-    assert len(second[0][0]["attn"]["attention"]) == 3
+    assert len(second[0][0]["attn"]["attention"][-1]) == 3
     dx, dpast = backward(dhidden, second)
     for a, b in zip((hidden, dx, backward(0 * dhidden[:, :4], first, dpast)[0]), whole, strict=True):
         assert relative_error(a, b) <= 1e-12
@@ -130,11 +130,11 @@ def test_the_model_reads_in_pieces():
 
 BUGS = [
     Bug("earlier keys of the same row forgotten", "shared past", attention.earlier,
-        "if not start or not past", "if True"),
+        "if not start", "if True"),
     Bug("a piece sees keys behind it", "shared past", attention.attention_in_pieces,
         "earlier(past, k, v, rows.start)", "earlier(past, k, v, rows.start and rows.stop)"),
     Bug("the outside past seen by the first piece alone", "past per row", attention.earlier,
-        "if not start or not past", "if True or not past"),
+        "if not past", "if True"),
     Bug("the mask of the first piece for all", "shared past", attention.attention_in_pieces,
         "key_mask[:, : P + rows.stop]", "key_mask[:, P + rows.stop - 1 :: -1][:, ::-1] & (rows.start == 0)"),
     Bug("earlier keys with the masses of the past", "shared past", attention.earlier,
@@ -144,7 +144,8 @@ BUGS = [
     Bug("earlier values' gradient lost", "without a past", attention.attention_in_pieces_backward,
         "dv[:, :, : rows.start] += dbefore[1][:, :, P:]", "pass"),
     Bug("a piece's own gradient over what later pieces asked", "without a past", attention.attention_in_pieces_backward,
-        "zip(pieces(dout.shape[2]), caches, strict=True)", "zip(pieces(dout.shape[2])[::-1], caches[::-1], strict=True)"),
+        "zip(pieces(dout.shape[2]), scaled, probs, strict=True)",
+        "zip(pieces(dout.shape[2])[::-1], scaled[::-1], probs[::-1], strict=True)"),
     Bug("the past's gradient of the last piece alone", "past per row", attention.attention_in_pieces_backward,
         "d += shared(before[:, :, :P], d)", "d[...] = shared(before[:, :, :P], d)"),
     Bug("the past's gradient at the earlier keys", "past per row", attention.attention_in_pieces_backward,

@@ -45,7 +45,7 @@ def activations(params, config, ids):
     found = {"tok_emb": params["wte"]["weight"][ids]}
     found["ln1"], _ = layernorm(x, **first["ln_1"], eps=config.layer_norm_epsilon)
     found["yProj"], (found["k"], found["v"]), cache = self_attention(found["ln1"], first["attn"], config.n_head)
-    ((q, _, v, _, found["attSm"]),) = cache["attention"]  # one piece
+    (q,), _, v, _, (found["attSm"],) = cache["attention"]  # one piece
     found["q"] = q * math.sqrt(q.shape[-1])  # ours is scaled already
     found["y"] = (found["attSm"] @ v).swapaxes(1, 2).reshape(x.shape)
     found["ln_f"], _, _ = forward(params, config, x, watch=stream)
