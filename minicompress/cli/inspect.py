@@ -15,7 +15,8 @@ from minicompress import commands
 from minicompress.cli.common import Device, Json, ModelDir, app, bar, show
 from minicompress.compression.queries import Query, file_queries
 from minicompress.compression.run import Model, check_positions
-from minicompress.prompts.inspection import WORDS, batches, moved, nearest, over_texts
+from minicompress.prompts.inspection import batches, moved, over_texts
+from minicompress.prompts.nearest import WORDS, nearest
 from minicompress.prompts.soft_prompt import SoftPrompt
 from minicompress.report.inspection import WIDTH, figure, plain, tables
 

@@ -12,7 +12,7 @@ import pytest
 from checks import textbook_gelu, textbook_layernorm
 from helpers import TINY, random_params
 from minicompress.gpt2 import embed, forward
-from minicompress.prompts import inspection
+from minicompress.prompts import inspection, nearest
 from minicompress.prompts.carriers import slots_shape
 from minicompress.prompts.soft_prompt import SoftPrompt
 from minicompress.verification.oracles import relative_error
@@ -213,8 +213,8 @@ def nearest_error(kind, k=4, words=5):
     """Against all tokens sorted one by one; the vocabulary is gone through in parts."""
     case = Case(kind)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(inspection, "WORDS", words)
-        found = inspection.nearest(case.params, TINY, case.prompt, k)
+        patch.setattr(nearest, "WORDS", words)
+        found = nearest.nearest(case.params, TINY, case.prompt, k)
     slots, tokens = vectors(case)
     errors = []
     for p, (slot, rows) in enumerate(zip(slots, tokens, strict=True)):

@@ -11,7 +11,7 @@ from checks import normal
 from helpers import TINY, random_params
 from minicompress.gpt2 import embed, forward, logits
 from minicompress.layers.losses import log_softmax
-from minicompress.prompts import inspection
+from minicompress.prompts import inspection, nearest
 from minicompress.prompts.carriers import lift
 from minicompress.prompts.soft_prompt import SoftPrompt
 from minicompress.trees import flatten, tree_map
@@ -34,10 +34,10 @@ def test_a_second_way(check):
 def test_slots_that_are_tokens_have_these_nearest(carrier, rng):
     params, ids = random_params(TINY, rng), [5, 11, 5, 0, 16]
     slots = lift(params, TINY, params["wte"]["weight"][ids], carrier)
-    found = inspection.nearest(params, TINY, SoftPrompt(slots, carrier), 3)
+    found = nearest.nearest(params, TINY, SoftPrompt(slots, carrier), 3)
     for measure, first in (("cosine", 1), ("euclidean", 0)):
-        nearest, values = found[measure]
-        assert nearest[:, 0].tolist() == ids
+        ids_found, values = found[measure]
+        assert ids_found[:, 0].tolist() == ids
         np.testing.assert_allclose(values[:, 0], first, rtol=0, atol=1e-14)
     if carrier != "kv":  # the model makes keys of all at once; its products may round otherwise
         assert (found["euclidean"][1][:, 0] == 0).all()
@@ -46,7 +46,7 @@ def test_slots_that_are_tokens_have_these_nearest(carrier, rng):
 @pytest.mark.parametrize("k", [1, 5, V, V + 5])
 def test_nearest_first_and_no_more_than_there_are(k):
     case = Case()
-    found = inspection.nearest(case.params, TINY, case.prompt, k)
+    found = nearest.nearest(case.params, TINY, case.prompt, k)
     for measure, sign in (("cosine", -1), ("euclidean", 1)):
         ids, values = found[measure]
         assert ids.shape == values.shape == (P, min(k, V)) and (np.diff(sign * values) >= 0).all()
@@ -56,9 +56,9 @@ def test_nearest_first_and_no_more_than_there_are(k):
 @pytest.mark.parametrize("words", [1, 2, 16, 17, 18])
 def test_parts_of_the_vocabulary_do_not_matter(words, monkeypatch):
     case = Case()
-    whole = inspection.nearest(case.params, TINY, case.prompt, 6)
-    monkeypatch.setattr(inspection, "WORDS", words)
-    parts = inspection.nearest(case.params, TINY, case.prompt, 6)
+    whole = nearest.nearest(case.params, TINY, case.prompt, 6)
+    monkeypatch.setattr(nearest, "WORDS", words)
+    parts = nearest.nearest(case.params, TINY, case.prompt, 6)
     for measure in whole:
         assert (parts[measure][0] == whole[measure][0]).all()
         np.testing.assert_allclose(parts[measure][1], whole[measure][1], rtol=1e-14)
@@ -70,13 +70,13 @@ def test_slots_beyond_the_last_position_are_compared_at_it(carrier, rng):
     slots = lift(params, TINY, params["wte"]["weight"][rng.integers(V, size=n)], carrier)
     longer = np.concatenate([slots, slots.take([n - 1, n - 1], axis=-2)], axis=-2)
     prompt = SoftPrompt(longer, carrier, "unshifted")
-    ids, values = inspection.nearest(params, TINY, prompt, 1)["euclidean"]
+    ids, values = nearest.nearest(params, TINY, prompt, 1)["euclidean"]
     assert (ids[-2:] == ids[n - 1]).all() and np.abs(values).max() <= 1e-13
 
 
 def test_a_slot_of_zeros_is_near_none_by_cosine():
     case = Case()
-    found = inspection.nearest(case.params, TINY, replace(case.prompt, slots=np.zeros((2, 12))), 3)
+    found = nearest.nearest(case.params, TINY, replace(case.prompt, slots=np.zeros((2, 12))), 3)
     assert (found["cosine"][1] == 0).all() and found["cosine"][0].tolist() == [[0, 1, 2]] * 2
     shortest = np.sort(np.linalg.norm(case.params["wte"]["weight"], axis=1))[:3]
     np.testing.assert_allclose(found["euclidean"][1], [shortest] * 2)
@@ -243,7 +243,7 @@ def test_on_a_device(kind, xp):
     there = replace(host, slots=move(host.slots), beta=move(host.beta))
 
     def run(params, prompt):
-        near, way = inspection.nearest(params, TINY, prompt, 4), inspection.moved(prompt)
+        near, way = nearest.nearest(params, TINY, prompt, 4), inspection.moved(prompt)
         return arrays([near, way, inspection.over_texts(params, TINY, prompt, case.rows, case.starts)])
 
     ours, theirs = run(case.params, host), run(tree_map(xp.asarray, case.params), there)
@@ -272,10 +272,10 @@ def test_dtypes(kind, dtype):
 
 
 def test_progress_is_told_of_every_step(monkeypatch):
-    monkeypatch.setattr(inspection, "WORDS", 5)
+    monkeypatch.setattr(nearest, "WORDS", 5)
     monkeypatch.setattr(inspection, "TOKENS", 1)
     case, steps = Case(), []
-    inspection.nearest(case.params, TINY, case.prompt, 2, lambda: steps.append("words"))
+    nearest.nearest(case.params, TINY, case.prompt, 2, lambda: steps.append("words"))
     inspection.over_texts(case.params, TINY, case.prompt, case.rows, case.starts, lambda: steps.append("rows"))
     assert steps == ["words"] * 4 * P + ["rows"] * len(inspection.batches(case.rows, P)) * P
 
