@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,8 @@ def open_model(folder=None, device="cpu", dtype="float32", words=True):
     if xp is not np:
         params = tree_map(xp.asarray, params)
     tokenizer = weights_loader.load_tokenizer(folder) if words else None
-    return Model((params, Config.from_dict(raw)), tokenizer, weights_loader.model_hash(folder))
+    hashed = cache(lambda: weights_loader.model_hash(folder))
+    return Model((params, Config.from_dict(raw)), tokenizer, hashed)
 
 
 def open_prompt(path, model):

@@ -32,7 +32,7 @@ class Letters:
 
 
 def model(seed=0, dtype=np.float64):
-    return Model((random_params(CONFIG, np.random.default_rng(seed), dtype), CONFIG), Letters(), str(seed))
+    return Model((random_params(CONFIG, np.random.default_rng(seed), dtype), CONFIG), Letters(), lambda: str(seed))
 
 
 def write_questions(folder):

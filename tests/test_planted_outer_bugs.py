@@ -87,7 +87,7 @@ BUGS = [
     Bug("checkpoints of another recipe are taken up", "foreign checkpoints", checkpoints.load_own,
         "if (theirs := facts.get(name)) == value", 'if name == "recipe" or (theirs := facts.get(name)) == value'),
     Bug("the teacher is no part of a run", "foreign checkpoints", run.Run,
-        ' "teacher": self.teacher.hash,', ""),
+        ' "teacher": teacher.hash,', ""),
     Bug("the same batches by every seed", "batches", gradient.train_slots,
         "default_rng((seed, step))", "default_rng(step)"),
     Bug("the same batch at every step", "batches", gradient.train_slots,

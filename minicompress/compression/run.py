@@ -1,6 +1,7 @@
 """One compression from a context's text to trained slots, resumable at every step."""
 
 import time
+from collections.abc import Callable
 from copy import copy
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
@@ -23,11 +24,16 @@ QUERY_TOKENS = 48  # room for a question and its answer
 
 
 class Model(NamedTuple):
-    """The pair (params, config) that the mathematics takes, the tokenizer, and the hash of the weights."""
+    """The pair (params, config) that the mathematics takes, the tokenizer, and what gives the hash of the weights."""
 
     pair: tuple[dict, Config]
     tokenizer: Any
-    hash: str
+    hashed: Callable[[], str]
+
+    @property
+    def hash(self):
+        """Of the weights. All of their files are read for it, so only where it is asked for."""
+        return self.hashed()
 
     @property
     def wte(self):
@@ -109,6 +115,7 @@ class Run:
             check_positions(reader.pair[1], context_tokens=len(self.ids), tokens_of_a_query=QUERY_TOKENS)
         self.check_room(tokens_of_a_query=QUERY_TOKENS)
         self.files = queries_file, evaluate_on
+        self.hashes = {"model": model.hash, "teacher": teacher.hash, "context": text_hash(text)}
         self.start, self.seconds_training = time.perf_counter(), 0.0
         self.read = read_tokens(*teacher.pair, self.ids)
         self.train, self.held = gather_queries(teacher, self.read, recipe, shards, queries_file)
@@ -136,8 +143,7 @@ class Run:
 
     def facts(self):
         """What this run is, as far as its numbers depend on it."""
-        names = {"model": self.model.hash, "teacher": self.teacher.hash, "context": text_hash(self.text)}
-        return names | {"recipe": asdict(self.recipe), "shards": self.shards.n}
+        return self.hashes | {"recipe": asdict(self.recipe), "shards": self.shards.n}
 
     def train_slots(self, checkpoint=None, progress=None, every=50):
         """Trains to the last step; the checkpoint is kept up to date, also when interrupted."""

@@ -47,7 +47,7 @@ class Tuning:
         self.raw, self.door, self.bake = begin(model, self.recipe, shell.door, given)
         self.initial = self.bake(self.raw)[0]
         self.hashes = {"data": hash_of(examples), "valid": held and hash_of(held)}
-        self.hashes["start"] = bytes_hash(to_host(self.initial).tobytes())
+        self.hashes |= {"model": model.hash, "start": bytes_hash(to_host(self.initial).tobytes())}
         self.state = adamw_init(trained(self.raw))
         self.best, self.best_at, self.history, self.recent = copied(self.raw), 0, [], []
         self.seconds = {"steps": 0.0, "evaluations": 0.0}
@@ -55,8 +55,7 @@ class Tuning:
 
     def facts(self):
         """What this tuning is, as far as its numbers depend on it."""
-        names = {"model": self.model.hash, "recipe": asdict(self.recipe), "shards": self.shards.n}
-        return names | self.hashes
+        return self.hashes | {"recipe": asdict(self.recipe), "shards": self.shards.n}
 
     @property
     def finished(self):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
+import weights_loader
 from minicompress.cli.common import show
 from minicompress.prompts.soft_prompt import SoftPrompt
 
@@ -28,6 +29,18 @@ def test_compress_gives_the_promised_keys_and_nothing_else_on_standard_output(ru
     assert result["kl_none"] > 0 and len(result["gap_closed_interval"]) == 2 and 0 <= result["top1_agreement"] <= 1
     assert 0 <= result["recall_sigma"] <= 1 and result["seconds_per_step"] > 0
     assert sorted(p.name for p in here.iterdir()) == ["context.txt", "p.safetensors", "queries.jsonl", "tokens.json"]
+
+
+def test_weights_are_hashed_only_for_a_prompt_and_once(run, here, model, prompt, monkeypatch):
+    """For the hash all files are read again."""
+    calls, real = [], weights_loader.model_hash
+    monkeypatch.setattr(weights_loader, "model_hash", lambda folder: (calls.append(folder), real(folder))[1])
+    for arguments, times in (
+        (["generate", "Tom"], 0), (["trace", "--tokens", "tokens.json", "--out", "t"], 0), (["ask", prompt, "Who?"], 1),
+        (["generate", "Tom", "--prompt", prompt, "--prompt", prompt], 1),
+    ):  # fmt: skip
+        calls.clear()
+        assert run(*arguments, "--model", model)[0] == 0 and len(calls) == times
 
 
 def test_json_has_null_for_what_is_no_number(capsys):

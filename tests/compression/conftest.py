@@ -16,7 +16,7 @@ TEXT = "Tom has a red dog. The dog is called Rex. Ann lives in Rome and plays th
 @pytest.fixture(scope="session")
 def small_model():
     tokenizer = weights_loader.load_tokenizer(weights_loader.EMBEDDED)
-    return Model((random_params(SMALL, np.random.default_rng(0), np.float32), SMALL), tokenizer, "0" * 16)
+    return Model((random_params(SMALL, np.random.default_rng(0), np.float32), SMALL), tokenizer, lambda: "0" * 16)
 
 
 @pytest.fixture

@@ -104,10 +104,18 @@ def test_the_checkpoint_of_another_context_is_refused(new_run, small_model, shar
         other.resume(tmp_path / "c")
 
 
+def test_a_run_keeps_the_names_of_what_it_began_with(new_run):
+    """The files may change while it trains."""
+    run = new_run()
+    before = run.facts()
+    run.model = run.teacher = run.model._replace(hashed=lambda: "1" * 16)
+    assert run.facts() == before and before["model"] == "0" * 16
+
+
 def test_the_checkpoint_of_another_teacher_is_refused(new_run, small_model, shards, tmp_path):
     """The teacher's distributions are what the slots follow: another teacher is another run."""
     stopped_at(new_run(), 2, tmp_path / "c")
-    teacher = small_model._replace(hash="1" * 16)
+    teacher = small_model._replace(hashed=lambda: "1" * 16)
     other = Run(small_model, teacher, new_run().text, Recipe(slots=3, steps=6, rows=4),
                 tmp_path / "queries.jsonl", shards=shards)  # fmt: skip
     with pytest.raises(ValueError, match="another teacher"):

@@ -96,7 +96,7 @@ BUGS = [
     Bug("the snapshot moves on", "torn", run.Tuning,
         'copied({"raw": self.raw, "m": self.state["m"], "v": self.state["v"]})', '{"raw": self.raw, "m": self.state["m"], "v": self.state["v"]}'),
     Bug("another beginning is the same run", "foreign", run.Tuning,
-        'self.hashes["start"] =', "_ ="),
+        ', "start": bytes_hash(to_host(self.initial).tobytes())', ""),
     Bug("its own threads are called the checkpoint's", "foreign", checkpoints.load_own,
         "on {theirs} threads; --threads {theirs}", "on {value} threads; --threads {value}"),
     Bug("other data are the same run", "foreign", run.hash_of,
