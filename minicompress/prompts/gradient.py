@@ -16,15 +16,13 @@ def slots_gradient(model, slots, ids, scored, make_objective, shards, door=EMBED
     make_objective(rows, weight) gives the objective for the scored places of the batch's rows.
     Behind another `door` the slots are whatever it reads, an array or a tree, and dslots the same.
     """
-    with shards.together():
-        prefix, cache = door.read(*model, slots, keep="dx")
+    prefix, cache = door.read(*model, slots, keep="dx")
 
     def shard(rows, objective):
         return asked_by_rows(model, prefix, ids[rows], scored[rows], objective)
 
     losses, asked = zip(*over_shards(shard, scored, make_objective, shards), strict=True)
-    with shards.together():
-        return float(to_host(sum(losses))), door.read_backward(total(asked), cache)
+    return float(to_host(sum(losses))), door.read_backward(total(asked), cache)
 
 
 def over_shards(shard, scored, make_objective, shards):

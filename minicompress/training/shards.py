@@ -24,8 +24,7 @@ class Shards:
         self.n = n or available_cores()
 
     def __enter__(self):
-        self._controller = ThreadpoolController()
-        self._limit = self._controller.limit(limits=1 if self.n > 1 else None, user_api="blas")
+        self._limit = ThreadpoolController().limit(limits=1 if self.n > 1 else None, user_api="blas")
         self._limit.__enter__()
         self._pool = ThreadPoolExecutor(self.n)
         return self
@@ -33,10 +32,6 @@ class Shards:
     def __exit__(self, *exception):
         self._pool.shutdown()
         self._limit.__exit__(*exception)
-
-    def together(self):
-        """`with shards.together():` BLAS on all n cores, for what is computed but once; not within `map`."""
-        return self._controller.limit(limits=self.n if self.n > 1 else None, user_api="blas")
 
     def slices(self, rows):
         """At most n slices that cover range(rows), as even as can be, none empty."""

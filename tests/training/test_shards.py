@@ -77,18 +77,6 @@ def test_several_shards_have_one_blas_thread_each_and_a_single_one_keeps_all(n, 
     assert set(blas_threads()) == {2}
 
 
-@pytest.mark.parametrize("n, together", [(1, 2), (2, 2), (3, 3)])
-def test_what_is_computed_but_once_has_all_blas_threads(n, together, two_threads):
-    with Shards(n) as shards:
-        outside = blas_threads()
-        with shards.together():
-            assert set(blas_threads()) == {together}
-        assert blas_threads() == outside
-        with pytest.raises(ValueError), shards.together():
-            raise ValueError
-        assert blas_threads() == outside
-
-
 @pytest.mark.parametrize("mistake", [ValueError, KeyboardInterrupt])
 def test_blas_gets_its_threads_back_after_a_mistake(mistake, two_threads):
     def fails(rows):
