@@ -63,6 +63,14 @@ def rowwise(f, *arrays):
     return out.reshape(arrays[0].shape)
 
 
+def pad_rows(rows, fill=0):
+    """Ragged lists -> one host array (B, T), padded on the right: nothing ever stands left of a row."""
+    out = np.full((len(rows), max(map(len, rows))), fill)
+    for row, values in zip(out, rows, strict=True):
+        row[: len(values)] = values
+    return out
+
+
 def add_at(out, index, rows):
     """out[index[i]] += rows[i] for every i, repeated indices included.
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import strict_device
 from minicompress import arrays
-from minicompress.arrays import add_at, array_module, device_module, few_rows, like, rowwise, to_host
+from minicompress.arrays import add_at, array_module, device_module, few_rows, like, pad_rows, rowwise, to_host
 from minicompress.layers import gelu, losses
 from minicompress.training.adamw import adamw_init, adamw_step
 from minicompress.trees import child, flatten, tree_map, unflatten
@@ -123,3 +123,8 @@ def test_a_missing_gpu_is_explained(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)
     with pytest.raises(ValueError, match="--device cpu"):
         device_module("cuda")
+
+
+def test_rows_are_padded_on_the_right():
+    assert pad_rows([[3, 1], [], [4]], -1).tolist() == [[3, 1], [-1, -1], [4, -1]]
+    assert pad_rows([[True], [True, True]], False).dtype == bool

@@ -12,7 +12,7 @@ from minicompress.gpt2 import generate, prefix
 from minicompress.prompts import initialise, soft_prompt
 from minicompress.training import adamw
 from minicompress.verification import trace
-from test_planted_bugs import Bug, plant
+from test_planted_bugs import Bug, planted_error
 
 CHECKS = generating.CHECKS | tracing.CHECKS | table_by_hand.CHECKS
 CHECKS |= {"spacing": outer_checks.spacing_error, "vocabulary": outer_checks.vocabulary_error,
@@ -125,17 +125,12 @@ BUGS = [
     Bug("states of queries cut at the wrong places", "table", teacher.Teacher,
         "[len(q.ids) - q.start for q in chosen]", "[len(q.ids) for q in chosen]"),
     Bug("the question is scored too", "scored tokens", queries.pad,
-        "query.start : len(query.ids)", "1 : len(query.ids)"),
+        "[False] * q.start + [True] * (len(q.ids) - q.start)", "[False] + [True] * (len(q.ids) - 1)"),
     Bug("the last token is not scored", "scored tokens", queries.pad,
-        "query.start : len(query.ids)", "query.start : len(query.ids) - 1"),
+        "[True] * (len(q.ids) - q.start)", "[True] * (len(q.ids) - q.start - 1)"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
 def test_every_planted_bug_is_caught(bug, monkeypatch):
-    plant(bug, monkeypatch)
-    try:
-        error = CHECKS[bug.caught_by]()
-    except (ValueError, IndexError):  # a bug that makes the computation impossible is caught as well
-        return
-    assert not error <= 1e-10
+    assert not planted_error(bug, CHECKS, monkeypatch, (ValueError, IndexError)) <= 1e-10

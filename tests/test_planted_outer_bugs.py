@@ -8,7 +8,7 @@ from minicompress.compression import gradient, queries, run
 from minicompress.evaluation import baselines, metrics
 from minicompress.prompts import initialise, soft_prompt
 from minicompress.training import adamw, checkpoints, language_model, schedules, shards
-from test_planted_bugs import Bug, plant
+from test_planted_bugs import Bug, planted_error
 
 CHECKS = run_checks.CHECKS | {
     "adamw": outer_checks.adamw_error,
@@ -160,5 +160,4 @@ def test_every_check_passes_on_the_real_source(check):
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
 def test_every_planted_bug_is_caught(bug, monkeypatch):
-    plant(bug, monkeypatch)
-    assert not CHECKS[bug.caught_by]() <= 1e-10
+    assert not planted_error(bug, CHECKS, monkeypatch) <= 1e-10

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from minicompress.arrays import pad_rows
 from minicompress.gpt2.generate import generate
 
 START = "Q:"
@@ -31,12 +32,8 @@ class Query:
 
 def pad(queries):
     """Rows of one batch -> ids (B, T), scored (B, T), padded on the right."""
-    T = max(len(q.ids) for q in queries)
-    ids, scored = np.zeros((len(queries), T), int), np.zeros((len(queries), T), bool)
-    for row, query in enumerate(queries):
-        ids[row, : len(query.ids)] = query.ids
-        scored[row, query.start : len(query.ids)] = True
-    return ids, scored
+    scored = [[False] * q.start + [True] * (len(q.ids) - q.start) for q in queries]
+    return pad_rows([q.ids for q in queries]), pad_rows(scored, False)
 
 
 def question_query(tokenizer, question, answer, known=None):

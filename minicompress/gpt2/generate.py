@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from minicompress.arrays import array_module, like, to_host
+from minicompress.arrays import array_module, like, pad_rows, to_host
 from minicompress.gpt2.head import logits
 from minicompress.gpt2.model import embed, forward
 from minicompress.gpt2.prefix import Prefix
@@ -72,9 +72,7 @@ def check_room(config, start, lengths, steps):
 
 def prefill(params, config, rows, lengths, prefix, steps):
     """Reads the rows at once -> the last real state of each (B, C), and the memory with room for `steps` more."""
-    ids = np.zeros((len(rows), lengths.max()), int)
-    for row, tokens in enumerate(rows):
-        ids[row, : len(tokens)] = tokens
+    ids = pad_rows(rows)
     x = embed(params, ids, prefix.start, prefix.slots, lengths)
     hidden, present, _ = forward(params, config, x, prefix.past, prefix.key_mask(*ids.shape), keep="nothing")
     memory = Memory(prefix, present, lengths, steps)

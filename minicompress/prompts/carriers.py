@@ -9,7 +9,7 @@ values themselves. Only embeddings have a last state, and so predict a first tok
 """
 
 from minicompress.arrays import array_module
-from minicompress.gpt2.prefix import EMBEDDINGS, Door, Prefix
+from minicompress.gpt2.prefix import EMBEDDINGS, Door, Prefix, read_slots
 from minicompress.layers.layernorm import layernorm, layernorm_backward
 from minicompress.layers.linear import linear, linear_backward
 
@@ -108,7 +108,7 @@ def lift(params, config, embeddings, carrier):
     if carrier == "embeddings":
         return embeddings.copy()
     xp, stream = array_module(embeddings), []
-    prefix, _ = EMBEDDINGS.read(params, config, embeddings, watch=stream)
+    prefix, _ = read_slots(params, config, embeddings, watch=stream)
     if carrier == "hidden":
         return xp.stack([x[0] for x in stream[:-1]])
     return xp.stack([xp.stack([k[0], v[0]]) for k, v in prefix.past])

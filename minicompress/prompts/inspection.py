@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minicompress.arrays import array_module, like, to_host
+from minicompress.arrays import array_module, like, pad_rows, to_host
 from minicompress.gpt2 import embed, forward, logits
 from minicompress.gpt2.block import block
 from minicompress.gpt2.head import CHUNK
@@ -61,9 +61,7 @@ def place_rows(params, config, prompt, rows, starts):
     Embeddings in front become columns of every row; a template's rows have theirs already, as ids -1-j.
     """
     P, lengths = prompt.length, np.array([len(row) for row in rows])
-    ids = np.zeros((len(rows), lengths.max()), int)
-    for row, tokens in zip(ids, rows, strict=True):
-        row[: len(tokens)] = tokens
+    ids = pad_rows(rows)
     x = embed(params, ids, prompt.start, prompt.slots if prompt.in_rows else None, lengths)
     text = (np.arange(ids.shape[1]) < lengths[:, None]) & (ids >= 0)
     scored = text & (np.arange(ids.shape[1]) >= np.array(starts)[:, None])

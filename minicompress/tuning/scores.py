@@ -6,9 +6,8 @@ from collections import Counter
 import numpy as np
 
 from minicompress.arrays import like, to_host
-from minicompress.compression.queries import Query, line_ends, pad
+from minicompress.compression.queries import Query, pad, write_lines
 from minicompress.gpt2 import logits
-from minicompress.gpt2.generate import generate
 from minicompress.gpt2.prefix import predictors
 from minicompress.layers.losses import log_softmax
 
@@ -99,12 +98,8 @@ def write_answers(model, tokenizer, prefix, queries, shards):
     """What the model writes behind each row, greedily, to the line's end, or as long as the longest true answer."""
     rows = [q.ids[: q.start] for q in queries]
     steps = max(len(q.ids) - q.start for q in queries)  # each row has room for the longest answer of all
-
-    def some(part):
-        return generate(*model, rows[part], steps, prefix, line_ends(tokenizer, 1))
-
-    written = [new for part in shards.map(some, len(rows)) for new in part]
-    return [tokenizer.decode(new).split("\n")[0].strip() for new in written]
+    parts = shards.map(lambda part: write_lines(model, tokenizer, prefix, rows[part], steps), len(rows))
+    return [text for part in parts for text in part]
 
 
 def hits(result):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from minicompress.arrays import array_module, like, to_host
+from minicompress.arrays import array_module, like, pad_rows, to_host
 from minicompress.compression.objectives import kl, likelihood
 from minicompress.gpt2 import backward, embed, embed_backward, forward, head_loss, logits
 from minicompress.gpt2.model import check_ids, embed_slots_backward
@@ -13,14 +13,6 @@ from minicompress.prompts.layout import flat_from_kv
 from minicompress.trees import flatten, tree_map
 
 IGNORED = -100
-
-
-def pad_rows(rows, fill):
-    """Ragged lists -> (B, T), padded on the right."""
-    out = np.full((len(rows), max(map(len, rows))), fill)
-    for row, values in enumerate(rows):
-        out[row, : len(values)] = values
-    return out
 
 
 def trace(model, rows, prompt=None, labels=None, teacher=None, teacher_context=None, gradients="prompt"):

@@ -78,16 +78,7 @@ def peft(size):
     with torch.no_grad():
         for name, weight in flatten(raw).items():
             weights[their_name(name)].copy_(torch.from_numpy(weight.T if name.startswith("mlp") else weight))
-    optimiser = torch.optim.AdamW(weights.values(), models.LR, weight_decay=0.0)
-
-    def step():
-        optimiser.zero_grad()
-        loss = tuned(input_ids=ids, labels=ids).loss
-        loss.backward()
-        optimiser.step()
-        return loss.item(), [weight.grad.numpy() for weight in weights.values()]
-
-    yield step
+    yield models.peft_step(tuned, ids, list(weights.values()))
 
 
 def their_name(name):

@@ -43,5 +43,21 @@ def torch_model(config, **options):
     return model.eval()
 
 
+def peft_step(tuned, ids, trained):
+    """A function: one step of AdamW on the trained tensors of a PEFT model -> loss, their gradients."""
+    import torch
+
+    optimiser = torch.optim.AdamW(trained, LR, weight_decay=0.0)
+
+    def step():
+        optimiser.zero_grad()
+        loss = tuned(input_ids=ids, labels=ids).loss
+        loss.backward()
+        optimiser.step()
+        return loss.item(), [tensor.grad.numpy() for tensor in trained]
+
+    return step
+
+
 # What a careful user of PyTorch sets: the same GELU as one kernel instead of a row of small ones.
 CAREFUL = {"activation_function": "gelu_pytorch_tanh"}

@@ -62,16 +62,7 @@ def peft(size):
     flat = tuned.prompt_encoder["default"].embedding.weight
     with torch.no_grad():
         flat.copy_(start)
-    optimiser = torch.optim.AdamW([flat], models.LR, weight_decay=0.0)
-
-    def step():
-        optimiser.zero_grad()
-        loss = tuned(input_ids=ids, labels=ids).loss
-        loss.backward()
-        optimiser.step()
-        return loss.item(), flat.grad.numpy()
-
-    yield step
+    yield models.peft_step(tuned, ids, [flat])
 
 
 BENCHMARK = Benchmark(

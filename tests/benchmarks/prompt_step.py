@@ -73,16 +73,7 @@ def peft(size):
     slots = tuned.prompt_encoder["default"].embedding.weight
     with torch.no_grad():
         slots.copy_(start)
-    optimiser = torch.optim.AdamW([slots], models.LR, weight_decay=0.0)
-
-    def step():
-        optimiser.zero_grad()
-        loss = tuned(input_ids=ids, labels=ids).loss
-        loss.backward()
-        optimiser.step()
-        return loss.item(), slots.grad.numpy()
-
-    yield step
+    yield models.peft_step(tuned, ids, [slots])
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from minicompress.compression import objectives
 from minicompress.evaluation import metrics
 from minicompress.gpt2 import prefix
 from minicompress.prompts import gradient
-from test_planted_bugs import Bug, plant
+from test_planted_bugs import Bug, planted_error
 
 BUGS = [
     Bug("targets shifted by one", "predictors", prefix.predictors,
@@ -52,6 +52,4 @@ BUGS = [
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
 def test_every_planted_bug_is_caught(bug, monkeypatch):
-    assert bug.caught_by in CHECKS
-    plant(bug, monkeypatch)
-    assert not CHECKS[bug.caught_by]() <= 1e-10
+    assert not planted_error(bug, CHECKS, monkeypatch) <= 1e-10

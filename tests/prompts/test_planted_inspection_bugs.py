@@ -5,7 +5,7 @@ from inspecting import CHECKS
 
 from minicompress.compression import run
 from minicompress.prompts import inspection, nearest, soft_prompt
-from test_planted_bugs import Bug, plant
+from test_planted_bugs import Bug, planted_error
 
 BUGS = [
     # nearest tokens
@@ -133,9 +133,4 @@ BUGS = [
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
 def test_every_planted_bug_is_caught(bug, monkeypatch):
-    plant(bug, monkeypatch)
-    try:
-        error = CHECKS[bug.caught_by]()
-    except (ValueError, IndexError):
-        return  # caught as it ran
-    assert not error <= 1e-10
+    assert not planted_error(bug, CHECKS, monkeypatch, (ValueError, IndexError)) <= 1e-10

@@ -14,7 +14,7 @@ from minicompress.prompts.parameterisations import (
     ptuning_lstm,
     ptuning_mlp,
 )
-from test_planted_bugs import Bug, plant
+from test_planted_bugs import Bug, planted_error
 
 BUGS = [
     # layout
@@ -90,6 +90,4 @@ BUGS = [
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
 def test_every_planted_bug_is_caught(bug, monkeypatch):
-    assert bug.caught_by in CHECKS
-    plant(bug, monkeypatch)
-    assert not CHECKS[bug.caught_by]() <= 1e-10
+    assert not planted_error(bug, CHECKS, monkeypatch) <= 1e-10

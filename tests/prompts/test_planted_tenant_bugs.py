@@ -5,7 +5,7 @@ from tenanting import CHECKS
 
 from minicompress.gpt2 import generate, model, prefix
 from minicompress.prompts import tenants
-from test_planted_bugs import Bug, plant
+from test_planted_bugs import Bug, planted_error
 
 BUGS = [
     # padding, and who sees it
@@ -71,10 +71,4 @@ BUGS = [
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
 def test_every_planted_bug_is_caught(bug, monkeypatch):
-    assert bug.caught_by in CHECKS
-    plant(bug, monkeypatch)
-    try:
-        error = CHECKS[bug.caught_by]()
-    except (ValueError, IndexError):  # a bug that makes the computation impossible is caught as well
-        return
-    assert not error <= 1e-10
+    assert not planted_error(bug, CHECKS, monkeypatch, (ValueError, IndexError)) <= 1e-10

@@ -9,6 +9,7 @@ import pytest
 from tunes import LABELS, OUTPUTS, in_one_go, raises, tuning
 
 import letters
+from minicompress.compression import queries as queries_module
 from minicompress.compression.queries import Query
 from minicompress.gpt2.prefix import Prefix
 from minicompress.training.shards import Shards
@@ -131,9 +132,9 @@ def exact_match_error():
     written = [" yes\n\nQ", " two words \n", " no\n", " a dog and\n"]
     with pytest.MonkeyPatch.context() as patch, Shards(1) as shards:
         ids = iter(map(letters.Letters().encode, written))
-        patch.setattr(scores, "generate", lambda params, config, rows, *_: [next(ids).ids for _ in rows])
+        patch.setattr(queries_module, "generate", lambda params, config, rows, *_: [next(ids).ids for _ in rows])
         patch.setattr(scores, "over_queries", lambda model, prefix, queries, *_: [-0.5 for _ in queries])
-        found = scores.evaluate((None, None), letters.Letters(), Prefix(), queries, {}, shards, decode=4)
+        found = scores.evaluate((None, letters.CONFIG), letters.Letters(), Prefix(), queries, {}, shards, decode=4)
     return float(found != {"loss": 0.5, "exact_match": 0.5, "written": 4, "different": 4})
 
 
