@@ -149,4 +149,4 @@ BUGS = [
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
 def test_every_planted_bug_is_caught(bug, monkeypatch):
-    assert not planted_error(bug, CHECKS, monkeypatch, (ValueError, IndexError, KeyError, TypeError)) <= 1e-10
+    assert not planted_error(bug, CHECKS, monkeypatch, (ValueError, IndexError)) <= 1e-10

@@ -101,4 +101,4 @@ BUGS = [
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
 def test_every_planted_bug_is_caught(bug, monkeypatch):
-    assert not planted_error(bug, CHECKS, monkeypatch, (ValueError, IndexError, KeyError, TypeError)) <= 0
+    assert not planted_error(bug, CHECKS, monkeypatch, (ValueError, IndexError)) <= 0
