@@ -87,6 +87,14 @@ def row_of(prompt, tokenizer, text):
     return template.row(tokenizer, {template.fields[0]: text})
 
 
+def labels_of(prompt, tokenizer):
+    """{label: tokens of its word} of a prompt that was tuned on labels; {} of any other."""
+    words = prompt.provenance.get("verbalizer")
+    if not isinstance(words, dict) or not all(isinstance(word, str) and word for word in words.values()):
+        return {}
+    return {label: tokenizer.encode(word).ids for label, word in words.items()}
+
+
 def row_with_room(model, prompt, text, tokens):
     """`row_of` a text. Raises ValueError where behind it there is no room for so many new tokens."""
     row = row_of(prompt, model.tokenizer, text)

@@ -113,9 +113,8 @@ def next_command(run: Tuning, out: Path, model: Path | None) -> str:
     """The line that answers one more text; nothing where a template needs several texts."""
     if len(parse(run.recipe.template).fields) > 1:
         return ""
-    ends = f"--tokens {max(map(len, run.task.words.values()))}" if run.task.words else "--lines 1"
     named = f" --model {quote(str(model))}" if model else ""
-    return f'minicompress generate "a text" --prompt {quote(str(out))} {ends}{named}'
+    return f'minicompress ask {quote(str(out))} "a text"{named}'
 
 
 def open_start(path: Path, folder: Path | None, opened: Model, device: str) -> SoftPrompt:

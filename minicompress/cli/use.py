@@ -14,6 +14,7 @@ from minicompress.compression.run import check_positions
 from minicompress.gpt2.generate import generate as write
 from minicompress.prompts.soft_prompt import concatenate
 from minicompress.prompts.tenants import read_many
+from minicompress.tuning.scores import likeliest
 
 
 @app.command()
@@ -24,13 +25,22 @@ def ask(
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
-    """Ask a soft PROMPT a QUESTION: in the form `Q: …`, `A:`, or as the prompt's own template has it."""
+    """Ask a soft PROMPT a QUESTION: in the form `Q: …`, `A:`, or as the prompt's own template has it.
+
+    A prompt that was tuned on labels answers with the likeliest of them.
+    """
     commands.check_words("QUESTION", question)
     opened = commands.open_model(model, device)
     stands = commands.open_prompt(prompt, opened)
     ids = commands.row_of(stands, opened.tokenizer, question if stands.template else FORM.format(question=question))
     check_positions(opened.pair[1], **commands.before(stands), question_tokens=len(ids), answer_tokens=1)
-    answer = write_lines(opened.pair, opened.tokenizer, stands.prefix(*opened.pair), [ids])[0]
+    prefix, labels = stands.prefix(*opened.pair), commands.labels_of(stands, opened.tokenizer)
+    if labels:
+        longest = max(map(len, labels.values()))
+        check_positions(opened.pair[1], **commands.before(stands), question_tokens=len(ids), label_tokens=longest)
+        answer = likeliest(opened.pair, prefix, ids, labels)
+    else:
+        answer = write_lines(opened.pair, opened.tokenizer, prefix, [ids])[0]
     show({"answer": answer}, as_json, answer)
 
 

@@ -10,6 +10,7 @@ from minicompress.compression.queries import Query, pad, write_lines
 from minicompress.gpt2 import logits
 from minicompress.gpt2.prefix import predictors
 from minicompress.layers.losses import log_softmax
+from minicompress.training.shards import Shards
 
 
 def evaluate(model, tokenizer, prefix, queries, words, shards, decode=32):
@@ -56,6 +57,13 @@ def label_scores(model, prefix, queries, words, shards):
         chosen = [words[k] for k in columns]
         scores[:, columns] = over_queries(model, prefix, rows, lambda q, logp: picked(logp, chosen), shards)  # noqa: B023
     return scores
+
+
+def likeliest(model, prefix, ids, words):
+    """The label whose word is likeliest behind one row of ids; words: {label: tokens}."""
+    with Shards(1) as shards:
+        scores = label_scores(model, prefix, [Query([*ids, 0], len(ids))], list(words.values()), shards)
+    return list(words)[int(scores[0].argmax())]
 
 
 def picked(logp, words):

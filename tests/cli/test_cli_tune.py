@@ -9,6 +9,11 @@ import pytest
 from test_cli_interrupted import program, wait_for
 from test_cli_mistakes import assert_one_line, left
 
+from minicompress.commands import open_model, open_prompt, row_of
+from minicompress.compression.queries import Query, pad
+from minicompress.gpt2 import logits
+from minicompress.gpt2.prefix import predictors
+from minicompress.layers.losses import log_softmax
 from minicompress.prompts.soft_prompt import SoftPrompt
 from minicompress.tuning.run import Tuning
 from weights_loader import model_hash
@@ -80,7 +85,7 @@ def test_what_people_read(run, brief, model):
                   "written to p"):  # fmt: skip
         assert words in out, words
     *words, end = shlex.split(out.splitlines()[-1])
-    assert words[:6] == ["minicompress", "generate", "a text", "--prompt", "p", "--tokens"] and end == str(model)
+    assert words == ["minicompress", "ask", "p", "a text", "--model"] and end == str(model)
     assert run(*words[1:], end)[0] == 0
 
 
@@ -246,3 +251,21 @@ def test_another_recipe_cannot_go_on(run, long, data, monkeypatch):
 def test_without_a_checkpoint_resume_starts_afresh(run, brief):
     code, _, err = run(*brief, "--out", "p", "--resume")
     assert code == 0 and "there is no p.checkpoint; starting afresh" in err
+
+
+def test_a_prompt_tuned_on_labels_is_asked_for_one(run, brief, model):
+    """The likeliest label as the tuning itself judges it; the line that tune ends with is the one to type."""
+    code, out, _ = run(*brief, "--verbalizer", "pet=dog,food=bread and butter", "--out", "p")
+    assert code == 0 and out.rstrip().endswith(f'minicompress ask p "a text" --model {model}')
+    opened = open_model(model)
+    prompt = open_prompt("p", opened)
+    words = {"food": " bread and butter", "pet": " dog"}
+    for text in ("soup", "a big cat"):
+        ids = row_of(prompt, opened.tokenizer, text)
+        scores = {}
+        for label, word in words.items():
+            tokens = opened.tokenizer.encode(word).ids
+            query = Query(ids + tokens, len(ids))
+            hidden, _ = predictors(*opened.pair, prompt.prefix(*opened.pair), *pad([query]))
+            scores[label] = log_softmax(logits(opened.pair[0], hidden))[range(len(tokens)), tokens].sum()
+        assert json.loads(run("ask", "p", text, "--model", model, "--json")[1]) == {"answer": max(scores, key=scores.get)}
