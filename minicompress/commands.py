@@ -34,8 +34,8 @@ def open_model(folder=None, device="cpu", dtype="float32", words=True):
 def open_prompt(path, model):
     """`read_prompt`, with its arrays where the model is, in its dtype."""
     prompt = read_prompt(path, model)
-    beta = None if prompt.beta is None else place(prompt.beta, model.wte)
-    return replace(prompt, slots=place(prompt.slots, model.wte), beta=beta)
+    here = lambda part: None if part is None else place(part, model.wte)
+    return replace(prompt, slots=here(prompt.slots), beta=here(prompt.beta), raw=here(prompt.raw))
 
 
 def read_prompt(path, model):

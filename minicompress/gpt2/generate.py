@@ -31,11 +31,12 @@ def sample(logits, rng=None, temperature=0.0, top_k=None, top_p=None):
     return np.minimum((sums <= draws).sum(-1), sums.shape[-1] - 1)
 
 
-def generate(params, config, rows, steps, prefix=None, stop=None, **sampling):
+def generate(params, config, rows, steps, prefix=None, stop=None, watch=None, **sampling):
     """Continues each row of ids by at most `steps` tokens -> list of lists of new ids.
 
     rows: lists of token ids, of any lengths >= 1; prefix: what all of them read first.
     stop(row number, new ids): True where a row is finished, its last token included.
+    watch: a list that receives each step's logits (B, V) on the host.
     sampling: rng, temperature, top_k, top_p of `sample`; one draw a row and step, so a row's
     text does not depend on when the others end. Raises ValueError past n_positions.
     """
@@ -46,7 +47,10 @@ def generate(params, config, rows, steps, prefix=None, stop=None, **sampling):
     hidden, memory = prefill(params, config, rows, lengths, prefix, steps)
     written, running = [[] for _ in rows], np.ones(len(rows), bool)
     for step in range(steps):
-        new = sample(to_host(logits(params, hidden)), **sampling)
+        expected = to_host(logits(params, hidden))
+        if watch is not None:
+            watch.append(expected)
+        new = sample(expected, **sampling)
         for row in np.flatnonzero(running):
             written[row].append(int(new[row]))
             running[row] = not (stop and stop(row, written[row]))

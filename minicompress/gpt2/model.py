@@ -106,17 +106,22 @@ def forward(params, config, x, past=None, key_mask=None, keep="dx", watch=None):
     return hidden, presents, None if keep == "nothing" else (caches, cache_f)
 
 
-def backward(dhidden, cache, dpresent=None, grads=None):
+def backward(dhidden, cache, dpresent=None, grads=None, watch=None):
     """dhidden (B, T, C) -> dx (B, T, C), dpast (as `past`, or a list of None).
 
     dpresent: for each layer the gradient of its keys and values, from whoever read them.
     grads: as the params, and added to; None where the weights are frozen.
+    watch: a list that receives the gradient of the residual stream, from the last block's output down to x.
     """
     caches, cache_f = cache
     dx = layernorm_backward(dhidden, cache_f, child(grads, "ln_f"))
     dpasts = []
     for layer in reversed(range(len(caches))):
+        if watch is not None:
+            watch.append(dx)
         block_grads = grads and grads["h"][str(layer)]
         dx, dpast = block_backward(dx, caches[layer], dpresent and dpresent[layer], block_grads)
         dpasts.append(dpast)
+    if watch is not None:
+        watch.append(dx)
     return dx, dpasts[::-1]

@@ -1,12 +1,19 @@
 """What decides a tuning: the methods, what fits them, and where their numbers begin."""
 
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 
 from minicompress.prompts.carriers import through
-from minicompress.prompts.parameterisations import cartridge, direct, low_rank, prefix_mlp, ptuning_lstm, ptuning_mlp
+from minicompress.prompts.parameterisations import (
+    cartridge,
+    direct,
+    kind_of,
+    low_rank,
+    prefix_mlp,
+    ptuning_lstm,
+    ptuning_mlp,
+)  # fmt: skip
 from minicompress.prompts.template import parse
 from minicompress.tuning.examples import KINDS
 
@@ -127,22 +134,22 @@ def parameterise(recipe, config, door, rng, start=None, dtype=np.float32):
 
     door: of the slots themselves. start: host slots to begin at, which encoders do without.
     """
-    P, C, L, H, how = recipe.slots, config.n_embd, config.n_layer, config.n_head, recipe.parameterisation
+    P, C, L, how = recipe.slots, config.n_embd, config.n_layer, recipe.parameterisation
     match how if how not in ENCODERS else (recipe.method, how):
         case "direct":
-            kind, raw = direct, direct.init(rng, start, dtype)
+            raw = direct.init(rng, start, dtype)
         case "low-rank":
-            kind, raw = low_rank, low_rank.init(rng, start, recipe.rank, dtype)
+            raw = low_rank.init(rng, start, recipe.rank, dtype)
         case "cartridge":
-            kind, raw = cartridge, cartridge.init(rng, start, recipe.frozen, dtype)
+            raw = cartridge.init(rng, start, recipe.frozen, dtype)
         case ("prefix", "mlp"):
-            kind, raw = prefix_mlp, prefix_mlp.init(rng, P, L, C, recipe.hidden, dtype)
+            raw = prefix_mlp.init(rng, P, L, C, recipe.hidden, dtype)
         case ("p-tuning", "mlp"):
-            kind, raw = ptuning_mlp, ptuning_mlp.init(rng, P, C, recipe.hidden, dtype)
+            raw = ptuning_mlp.init(rng, P, C, recipe.hidden, dtype)
         case ("p-tuning", "lstm"):
-            kind, raw = ptuning_lstm, ptuning_lstm.init(rng, P, C, recipe.hidden, dtype=dtype)
-    bake = partial(kind.bake, n_layer=L, n_head=H) if kind is prefix_mlp else kind.bake
-    return raw, through(bake, kind.bake_backward, door), bake
+            raw = ptuning_lstm.init(rng, P, C, recipe.hidden, dtype=dtype)
+    bake, bake_backward = kind_of(raw, config)
+    return raw, through(bake, bake_backward, door), bake
 
 
 def trained(raw):

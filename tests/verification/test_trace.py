@@ -35,14 +35,11 @@ def test_every_check_passes_on_the_real_source(check):
 
 
 @each_loss
-@each_prompt
-def test_the_tensors_are_exactly_those_of_the_contract(slots, loss):
-    B, T, C, H, V = 3, 5, TINY.n_embd, TINY.n_head, TINY.vocab_size
-    expected = {"logits": (B, T, V), "loss": ()}
-    expected |= {f"hidden.{layer}": (B, T, C) for layer in range(3)}
-    expected |= {f"attention.{layer}": (B, H, T, slots + T) for layer in range(2)}
-    expected |= {"first_logits": (B, V), "grad.prompt": (slots, C)} if slots else {}
-    case = Case(slots, loss)
+@each_kind
+def test_the_tensors_are_exactly_those_of_the_contract(kind, loss):
+    """Only embeddings in front predict a first token; keys and values have PEFT's flat gradient, masses their own."""
+    case = Case(4, loss, kind=kind)
+    expected = contract(case)
     plain = trace(case.model, case.rows, case.prompt, case.labels, case.teacher, case.context)
     assert {name: x.shape for name, x in plain.items()} == expected
     expected |= {f"grad.model.{name}": shape for name, shape in shapes(TINY).items()}
@@ -52,20 +49,31 @@ def test_the_tensors_are_exactly_those_of_the_contract(slots, loss):
 
 
 @each_loss
-@each_kind
-def test_the_tensors_of_every_carrier(kind, loss):
-    """Only embeddings in front predict a first token; keys and values have PEFT's flat gradient, masses their own."""
-    case = Case(4, loss, kind=kind)
-    B, T, L, C, H, V = 3, max(map(len, case.rows)), TINY.n_layer, TINY.n_embd, TINY.n_head, TINY.vocab_size
-    expected = {"logits": (B, T, V), "loss": ()} | {f"hidden.{layer}": (B, T, C) for layer in range(L + 1)}
-    expected |= {f"attention.{layer}": (B, H, T, T if kind == "in rows" else 4 + T) for layer in range(L)}
-    expected |= {f"grad.model.{name}": shape for name, shape in shapes(TINY).items()}
-    expected |= {"first_logits": (B, V)} if kind.startswith("embeddings") else {}
-    expected |= {"grad.beta": (L, H, 4)} if "masses" in kind else {}
-    flat = {"kv": (4, 2 * L * C), "hidden": (L, 4, C)}
-    expected["grad.prompt"] = flat.get(kind.split(",")[0].split(" with")[0], (4, C))
+def test_the_tensors_without_a_prompt(loss):
+    case = Case(0, loss)
+    expected = contract(case) | {f"grad.model.{name}": shape for name, shape in shapes(TINY).items()}
     assert {name: x.shape for name, x in case.traced.items()} == expected
-    assert all(x.dtype == np.float64 and x.flags.c_contiguous for x in case.traced.values())
+
+
+def contract(case):
+    """{name: shape} of everything a trace of this case writes but the weights' gradients."""
+    B, T, L, C, H, V = len(case.rows), max(map(len, case.rows)), TINY.n_layer, TINY.n_embd, TINY.n_head, TINY.vocab_size
+    kind, P = case.kind, case.slots
+    S, D = T if kind == "in rows" else P + T, C // H
+    stream, wide = ("hidden", "grad.hidden"), {"fc": 4 * C, "gelu": 4 * C}
+    named = {"logits": (B, T, V), "losses": (B, T), "loss": (), "ln_f": (B, T, C), "grad.ln_f": (B, T, C)}
+    named |= {f"{name}.{layer}": (B, T, C) for name in stream for layer in range(L + 1)}
+    for layer in range(L):
+        named |= {f"{name}.{layer}": (B, T, wide.get(name, C)) for name in ("ln_1", "attended", "middle", "ln_2", *wide)}
+        named |= {f"query.{layer}": (B, H, T, D), f"attention.{layer}": (B, H, T, S)}
+        named |= {f"{name}.{layer}": (B, H, S, D) for name in ("key", "value")}
+    named |= {"teacher_log_probs": (B, T, V)} if case.loss == "kl" else {}
+    named |= {"first_logits": (B, V)} if P and kind.startswith("embeddings") else {}
+    if P:
+        laid = {"kv": (P, 2 * L * C), "hidden": (L, P, C)}.get(kind.split(",")[0].split(" with")[0], (P, C))
+        named |= {"prompt": laid, "grad.prompt": laid}
+        named |= {"prompt.beta": (L, H, P), "grad.beta": (L, H, P)} if "masses" in kind else {}
+    return named
 
 
 @each_kind

@@ -12,3 +12,27 @@ Slots are (P, C) as embeddings, (L, P, C) as hidden states, (L, 2, H, P, D) as k
 always new arrays: raw ones may change in place afterwards. `init(rng, ...)` draws the first raw
 arrays. Adam leaves an array alone whose gradient was always zero; weight decay does not.
 """
+
+from functools import partial
+
+from minicompress.prompts.parameterisations import cartridge, direct, low_rank, prefix_mlp, ptuning_lstm, ptuning_mlp
+
+MADE_OF = {
+    ("slots",): direct,
+    ("a", "b", "base"): low_rank,
+    ("frozen", "slots"): cartridge,
+    ("embedding", "transform"): prefix_mlp,
+    ("embedding", "mlp_head"): ptuning_mlp,
+    ("embedding", "lstm_head", "mlp_head"): ptuning_lstm,
+}  # fmt: skip
+
+
+def kind_of(raw, config):
+    """bake and bake_backward of the parameterisation whose raw arrays these are, told by their names.
+
+    Raises ValueError where there is none.
+    """
+    if (kind := MADE_OF.get(tuple(sorted(raw)))) is None:
+        raise ValueError(f"raw arrays {', '.join(sorted(raw))} are of no parameterisation known here")
+    bake = partial(kind.bake, n_layer=config.n_layer, n_head=config.n_head) if kind is prefix_mlp else kind.bake
+    return bake, kind.bake_backward
