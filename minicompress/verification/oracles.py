@@ -26,10 +26,14 @@ def taylor_rates(f, x, direction, gradient, h=1e-2, halvings=4):
 
     f returns a number. Gives one observed order for each halving.
     """
-    slope = float((gradient * direction).sum())
-    steps = [h / 2**i for i in range(halvings + 1)]
-    remainders = [abs(float(f(x + s * direction)) - float(f(x)) - s * slope) for s in steps]
-    return [float(np.log2(a / b)) for a, b in zip(remainders, remainders[1:], strict=False)]
+    left = taylor_remainders(f, x, direction, gradient, [h / 2**i for i in range(halvings + 1)])
+    return [float(np.log2(a / b)) for a, b in zip(left, left[1:], strict=False)]
+
+
+def taylor_remainders(f, x, direction, gradient, steps):
+    """|f(x + hu) - f(x) - h <gradient, u>| for each step h."""
+    slope, start = float((gradient * direction).sum()), float(f(x))
+    return [abs(float(f(x + h * direction)) - start - h * slope) for h in steps]
 
 
 def relative_error(a, b):
@@ -42,3 +46,8 @@ def unit_direction(rng, shape):
     """A random direction of length 1."""
     u = rng.standard_normal(shape)
     return u / np.linalg.norm(u)
+
+
+def leaning_direction(rng, gradient):
+    """A random direction of length 1, plus one along the gradient: its slope is then not near zero by chance."""
+    return unit_direction(rng, gradient.shape) + gradient / (np.linalg.norm(gradient) or 1)

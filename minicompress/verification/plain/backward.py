@@ -1,0 +1,168 @@
+"""The loss of the plain GPT-2, and its gradient, op by op."""
+
+import numpy as np
+
+from minicompress.layers.losses import log_softmax
+from minicompress.prompts.layout import flat_from_kv
+from minicompress.prompts.parameterisations import kind_of
+from minicompress.trees import flatten
+from minicompress.verification.plain.costs import Asked
+from minicompress.verification.plain.forward import RIGHT, forward, head, tensors
+from minicompress.verification.trace import scored_rows
+
+
+def answer(setup, way=RIGHT, gradients=True, tape=None):
+    """{name: tensor}, as `trace` gives them, of one way to do it. tape: the forward pass, where it is there already."""
+    tape = tape or forward(setup.model, setup.rows, setup.prompt, way)
+    asked = what_is_asked(setup, way, tape)
+    found, places = tensors(tape), way.places(asked)
+    picked, teacher = tape.end["logits"][places.row, places.column], None
+    if asked.teacher is not None:
+        teacher = asked.teacher[places.row, places.t]
+        shown = log_softmax(teacher / setup.temperature)
+        found["teacher_log_probs"] = np.zeros_like(asked.teacher)
+        found["teacher_log_probs"][places.row, places.t] = shown
+    losses, dpicked = way.cost(picked, places, teacher, setup.temperature)
+    found |= {"losses": np.zeros(asked.scored.shape, picked.dtype), "loss": (losses * places.weight).sum()}
+    inside = places.t >= 0
+    found["losses"][places.row[inside], places.t[inside]] = losses[inside]
+    if gradients:
+        dlogits = np.zeros_like(tape.end["logits"])
+        np.add.at(dlogits, (places.row, places.column), dpicked * places.weight[:, None].astype(picked.dtype))
+        found |= backward(tape, dlogits, way, setup.gradients == "all")
+    return found
+
+
+def what_is_asked(setup, way, tape):
+    _, _, scored, targets = scored_rows(setup.model, setup.rows, setup.prompt, setup.labels)
+    first = tape.layout.P > 0 and tape.prompt.carrier == "embeddings"
+    scored = scored & ((np.arange(tape.layout.T) > 0) | first)
+    return Asked(tape.layout, targets, scored, first, teacher_logits(setup, way) if setup.teacher_context else None)
+
+
+def teacher_logits(setup, way):
+    """(B, T, V), for every token, of the teacher that reads the context first, and no slots."""
+    context = list(way.context(setup.teacher_context))
+    rows = [context + [i for i in row if i >= 0] for row in setup.rows]
+    tape = forward(setup.teacher or setup.model, rows, None, way)
+    found = np.zeros((len(rows), max(map(len, setup.rows)), tape.end["logits"].shape[-1]), tape.end["logits"].dtype)
+    for b, row in enumerate(setup.rows):
+        for t, token in enumerate(row):
+            before = len(context) + sum(i >= 0 for i in row[:t])
+            if token >= 0 and before:
+                found[b, t] = tape.end["logits"][b, tape.layout.columns[b, before - 1]]
+    return found
+
+
+def backward(tape, dlogits, way=RIGHT, weights=True):
+    """dlogits (B, S, V) -> the gradients by name. weights: those of the model too."""
+    (params, config), layout, P, prompt = tape.model, tape.layout, tape.layout.P, tape.prompt
+    grads = {name: np.zeros_like(w) for name, w in flatten(params).items()}
+    grads[head_name(params)] += way.tied[0] * np.einsum("bsv,bsc->vc", dlogits, tape.end["hidden"])
+    dx = way.product(dlogits, head(params))
+    found = {"grad.ln_f": layout.tokens(dx)}
+    if tape.end["ln_f"] is not None:
+        dx = norm_backward(dx, tape.end["ln_f"], way, grads, "ln_f")
+    last = len(tape.layers)
+    found[f"grad.hidden.{last}"], dslots, dbeta = layout.tokens(dx), [None] * last, [None] * last
+    for number in reversed(range(last)):
+        at, H = tape.layers[number], config.n_head
+        dx, dkv, dbeta[number] = block_backward(dx, at, params["h"][str(number)], H, layout, prompt, way, grads, f"h.{number}")
+        if P and prompt.carrier == "hidden":
+            dslots[number] = dx[:, :P].copy()
+            dx[:, :P] = 0
+        elif P and prompt.carrier == "kv":
+            dslots[number] = dkv
+        found[f"grad.hidden.{number}"] = layout.tokens(dx)
+    embeddings_backward(tape, dx, way, grads)
+    if prompt is not None:
+        dslots = dx if prompt.carrier == "embeddings" else np.stack(dslots, axis=1)
+        found |= prompt_gradients(tape, dslots, dbeta, way)
+    return found | ({f"grad.model.{name}": g for name, g in grads.items()} if weights else {})
+
+
+def head_name(params):
+    return "lm_head.weight" if "lm_head" in params else "wte.weight"
+
+
+def linear_backward(dout, x, params, way, grads, name):
+    flat, rows = dout.reshape(-1, dout.shape[-1]), x.reshape(-1, x.shape[-1])
+    grads[f"{name}.weight"] += way.product(rows.T, flat)
+    grads[f"{name}.bias"] += flat.sum(0)
+    return way.product(dout, params["weight"].T)
+
+
+def norm_backward(dout, cache, way, grads, name):
+    """out = w d r + b with r = r(var): dx = r (g - mean g) + (Σ g d) r' 2 d / n, g = w dout."""
+    d, var, r, slope, n, weight = cache
+    grads[f"{name}.weight"] += (dout * d * r).sum((0, 1))
+    grads[f"{name}.bias"] += dout.sum((0, 1))
+    g = dout * weight
+    if way.norm_backward == "no means":
+        return g * r
+    if way.norm_backward == "no eps":
+        r = 1 / np.sqrt(np.maximum(var, np.finfo(var.dtype).tiny))
+        slope = -(r**3) / 2
+    if way.norm_backward == "no eps in the stretch":
+        slope = -r / (2 * np.maximum(var, np.finfo(var.dtype).tiny))
+    return r * (g - g.mean(-1, keepdims=True)) + (g * d).sum(-1, keepdims=True) * slope * 2 * d / n
+
+
+def block_backward(dout, at, params, H, layout, prompt, way, grads, name):
+    """-> dx (B, S, C); where the block's keys and values are slots, dkv (B, 2, H, P, D), dβ (B, H, P)."""
+    (B, S, C), P = dout.shape, layout.P
+    d = linear_backward(dout, at["gelu"], params["mlp"]["c_proj"], way, grads, f"{name}.mlp.c_proj")
+    d = d * (way.gelu_slope or way.gelu.slope)(at["fc"])
+    d = linear_backward(d, at["ln_2"], params["mlp"]["c_fc"], way, grads, f"{name}.mlp.c_fc")
+    dmiddle = way.residual[0] * dout + norm_backward(d, at["norm_2"], way, grads, f"{name}.ln_2")
+    d = linear_backward(dmiddle, at["attended"], params["attn"]["c_proj"], way, grads, f"{name}.attn.c_proj")
+    d = d.reshape(B, S, H, C // H).swapaxes(1, 2)  # (B, H, S, D)
+    q, k, v, probs = (at[part] for part in ("q", "k", "v", "probs"))
+    dv, dprobs = way.product(probs.swapaxes(-1, -2), d), way.product(d, v.swapaxes(-1, -2))
+    dscores = probs * (dprobs - ((probs * dprobs).sum(-1, keepdims=True) if way.softmax_sum else 0))
+    scale_q, scale_k = way.scale_backward(way.scale(C // H, C))
+    dq, dk = way.product(dscores, k) * scale_q, way.product(dscores.swapaxes(-1, -2), q) * scale_k
+    dkv = dbeta = None
+    if prompt is not None and prompt.carrier == "kv":
+        dkv, dbeta = np.stack([dk[:, :, :P], dv[:, :, :P]], axis=1), dscores[..., :P].sum(-2)
+        dk[:, :, :P] = dv[:, :, :P] = 0
+    dsplit = np.stack([dq, dk, dv]).transpose(1, 3, 0, 2, 4).reshape(B, S, 3 * C)
+    dqkv = np.zeros_like(dsplit)
+    dqkv[..., way.columns(H, C)] = dsplit
+    d = linear_backward(dqkv, at["ln_1"], params["attn"]["c_attn"], way, grads, f"{name}.attn.c_attn")
+    return way.residual[1] * dmiddle + norm_backward(d, at["norm_1"], way, grads, f"{name}.ln_1"), dkv, dbeta
+
+
+def embeddings_backward(tape, dx, way, grads):
+    """dx (B, S, C) of the first block's input, into wte and wpe."""
+    layout, P = tape.layout, tape.layout.P
+    row, t = np.nonzero(layout.real & (tape.ids >= 0))
+    d, ids = way.tied[1] * dx[row, layout.columns[row, t]], tape.ids[row, t]
+    if way.repeated:
+        np.add.at(grads["wte.weight"], ids, d)
+    else:
+        last = np.zeros_like(grads["wte.weight"])
+        last[ids] = d
+        grads["wte.weight"] += last
+    row, t = np.nonzero(layout.real)
+    np.add.at(grads["wpe.weight"], tape.positions[row, t], dx[row, layout.columns[row, t]])
+    if P and tape.prompt.carrier == "embeddings" and way.slot_positions:
+        grads["wpe.weight"][:P] += dx[:, :P].sum(0)
+
+
+def prompt_gradients(tape, dslots, dbeta, way):
+    """The slots' gradient, of all rows together, and what it asks of a parameterisation's raw arrays."""
+    prompt, B = tape.prompt, len(tape.ids)
+    if prompt.in_rows:
+        each, (row, t) = np.zeros((B, *prompt.slots.shape), dslots.dtype), np.nonzero(tape.ids < 0)
+        np.add.at(each, (row, -1 - tape.ids[row, t]), dslots[row, tape.layout.columns[row, t]])
+    else:
+        each = dslots[:, : tape.layout.P] if prompt.carrier == "embeddings" else dslots
+    d = way.prompt_gradient(each, B)
+    found = {"grad.prompt": flat_from_kv(d) if prompt.carrier == "kv" else d}
+    if prompt.beta is not None:
+        found["grad.beta"] = way.prompt_gradient(np.stack(dbeta, axis=1), B)
+    if prompt.raw:
+        bake, bake_backward = kind_of(prompt.raw, tape.model[1])
+        found |= flatten(bake_backward(d, bake(prompt.raw)[1]), "grad.raw")
+    return found

@@ -1,0 +1,215 @@
+"""A GPT-2 in the open: whole sequences, nothing cached, every decision that people get wrong named.
+
+`Way` lists the decisions; its defaults are right, and the tests hold `answer` to `trace` in every number. A
+wrong implementation is the right one with a field replaced, which is how the catalogue writes them.
+Slots of every carrier take columns of their own, P of them, in front of the T of the tokens: S = P + T.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minicompress.arrays import pad_rows
+from minicompress.layers.losses import log_softmax
+from minicompress.verification.plain import costs
+from minicompress.verification.plain.gelus import TANH
+
+
+class Layout(NamedTuple):
+    """Where everything stands in a batch of B rows."""
+
+    P: int  # columns of slots, in front
+    T: int  # columns of tokens
+    start: int  # the position of a row's first token
+    lengths: np.ndarray  # (B,)
+    left: np.ndarray  # (B,), columns of padding between the slots and a row's first token
+    written: int = 0  # how many tokens at every row's end the model itself has written
+
+    @property
+    def columns(self):
+        """(B, T), the column of token t."""
+        return np.minimum(self.P + self.left[:, None] + np.arange(self.T), self.P + self.T - 1)
+
+    @property
+    def real(self):
+        return np.arange(self.T) < self.lengths[:, None]  # (B, T)
+
+    def tokens(self, x):
+        """x (B, S, ...) -> (B, T, ...) in the order of the rows, 0 behind their ends."""
+        taken = x[np.arange(len(x))[:, None], self.columns]
+        return taken * self.real.reshape(*self.real.shape, *[1] * (x.ndim - 2))
+
+    def keys(self, x):
+        """x (B, S, ...) -> the same with the rows' tokens padded on the right."""
+        return np.concatenate([x[:, : self.P], self.tokens(x)], axis=1)
+
+
+def onward(layout):
+    """Tokens stand at start, start + 1, ...: (1, T)."""
+    return layout.start + np.arange(layout.T)[None]
+
+
+def causal(layout):
+    """(B, S, S), whether query q sees key k: itself and all before it, but no padding."""
+    column = np.arange(layout.P + layout.T)
+    gap = (column >= layout.P) & (column < layout.P + layout.left[:, None])
+    return (column <= column[:, None]) & ~gap[:, None]
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to do it. Each field is a decision, its default the right one."""
+
+    # what stands in front
+    injected: bool = True
+    slots: Callable = lambda slots, prompt, model: slots  # of the carrier, before they are used
+    left: bool = False  # rows are padded between the slots and their tokens
+    pad: int = 0  # the token that fills the padding
+    slot_positions: bool = True  # slots as embeddings receive their rows of wpe
+    positions: Callable = onward
+    # inside a block
+    mask: Callable = causal
+    scale: Callable = lambda D, C: D**-0.5  # of the scores q k
+    columns: Callable = lambda H, C: slice(None)  # of c_attn, in the order of q, k, v, head by head
+    gelu: Any = TANH  # the function and its slope
+    eps: float | None = None  # in place of the config's
+    ddof: int = 0  # of the variance
+    eps_outside: bool = False  # of the root
+    product: Callable = np.matmul
+    final_norm: bool = True
+    # the loss
+    context: Callable = lambda ids: ids  # what the teacher reads of its context
+    places: Callable = costs.scored_places
+    cost: Callable = costs.cost
+    # backward
+    norm_backward: str = "right"  # or "no eps", "no eps in the stretch", "no means"
+    softmax_sum: bool = True
+    scale_backward: Callable = lambda scale: (scale, scale)  # of dq and dk
+    residual: tuple = (1, 1)  # shares of the gradient that pass the MLP and the attention by
+    gelu_slope: Callable | None = None  # in place of gelu's own
+    tied: tuple = (1, 1)  # shares of the head and of the embedding in wte's gradient
+    repeated: bool = True  # a token that comes twice receives both gradients
+    prompt_gradient: Callable = lambda d, rows: d.sum(0)  # (B, ...) -> (...)
+
+
+RIGHT = Way()
+
+
+class Tape(NamedTuple):
+    """A forward pass: what it read, and every array that the backward needs."""
+
+    model: Any
+    prompt: Any
+    ids: np.ndarray
+    layout: Layout
+    layers: list  # of dicts, one for each block
+    end: dict  # after them
+    slots: Any  # as they were used
+    positions: np.ndarray  # (B, T)
+
+
+def forward(model, rows, prompt=None, way=RIGHT, depth=None, written=0):
+    """Reads rows of ids behind a prompt -> Tape. depth: stop after so many blocks, without a head."""
+    (params, config), ids = model, pad_rows(rows)
+    prompt = prompt if way.injected else None
+    front = prompt is not None and not prompt.in_rows
+    lengths = np.array([len(row) for row in rows])
+    left = ids.shape[1] - lengths if way.left else 0 * lengths
+    layout = Layout(prompt.length if front else 0, ids.shape[1], prompt.start if prompt else 0, lengths, left, written)
+    slots = None if prompt is None else way.slots(prompt.slots, prompt, model)
+    wpe, where = params["wpe"]["weight"], np.broadcast_to(way.positions(layout), ids.shape)
+    where = np.clip(where, 0, len(wpe) - 1)
+    x = first_column_values(params, ids, prompt, slots, layout, way, where)
+    layers, P = [], layout.P
+    for number in range(config.n_layer if depth is None else depth):
+        if front and prompt.carrier == "hidden":
+            x = np.concatenate([np.broadcast_to(slots[number], x[:, :P].shape), x[:, P:]], axis=1)
+        past = (slots[number], None if prompt.beta is None else prompt.beta[number]) if is_kv(prompt) else None
+        x, kept = block(x, params["h"][str(number)], config, past, layout, way)
+        layers.append(kept)
+    end = {"x": x}
+    if depth is None:
+        end["hidden"], end["ln_f"] = norm(x, params["ln_f"], config, way) if way.final_norm else (x, None)
+        end["logits"] = way.product(end["hidden"], head(params).T)
+    return Tape(model, prompt, ids, layout, layers, end, slots, where)
+
+
+def is_kv(prompt):
+    return prompt is not None and prompt.carrier == "kv"
+
+
+def head(params):
+    return params["lm_head" if "lm_head" in params else "wte"]["weight"]
+
+
+def first_column_values(params, ids, prompt, slots, layout, way, where):
+    """What goes into the first block: (B, S, C)."""
+    wte, wpe, (B, T), P = params["wte"]["weight"], params["wpe"]["weight"], ids.shape, layout.P
+    stand = np.clip(layout.start - P + np.arange(P + T), 0, len(wpe) - 1)
+    x = np.broadcast_to(wte[way.pad] + wpe[stand], (B, P + T, wte.shape[1])).copy()  # padding
+    words = wte[np.maximum(ids, 0)]
+    if prompt is not None and prompt.in_rows:
+        words = np.where((ids < 0)[..., None], slots[np.maximum(-1 - ids, 0)], words)
+    row, t = np.nonzero(layout.real)
+    x[row, layout.columns[row, t]] = words[row, t] + wpe[where[row, t]]
+    if P and prompt.carrier == "embeddings":
+        x[:, :P] = slots + (wpe[:P] if way.slot_positions else 0)
+    return x
+
+
+def block(x, params, config, past, layout, way):
+    """x (B, S, C) -> (B, S, C), and everything on the way."""
+    (B, S, C), H, mm = x.shape, config.n_head, way.product
+    at = {"x": x}
+    at["ln_1"], at["norm_1"] = norm(x, params["ln_1"], config, way)
+    qkv = mm(at["ln_1"], params["attn"]["c_attn"]["weight"]) + params["attn"]["c_attn"]["bias"]
+    qkv = qkv[..., way.columns(H, C)].reshape(B, S, 3, H, C // H).transpose(2, 0, 3, 1, 4)
+    q, k, v = qkv[0], qkv[1].copy(), qkv[2].copy()
+    if past is not None:
+        k[:, :, : layout.P], v[:, :, : layout.P] = past[0]
+    scores = mm(q, k.swapaxes(-1, -2)) * way.scale(C // H, C)
+    if past is not None and past[1] is not None:
+        scores[..., : layout.P] += past[1][:, None]
+    seen = way.mask(layout)[:, None]
+    scores = np.where(seen, scores, -np.inf if seen.any(-1).all() else -1e9)  # a query that sees no key sees all
+    probs = np.exp(log_softmax(scores))
+    at |= {"q": q, "k": k, "v": v, "probs": probs}
+    at["attended"] = mm(probs, v).swapaxes(1, 2).reshape(B, S, C)
+    at["middle"] = x + mm(at["attended"], params["attn"]["c_proj"]["weight"]) + params["attn"]["c_proj"]["bias"]
+    at["ln_2"], at["norm_2"] = norm(at["middle"], params["ln_2"], config, way)
+    at["fc"] = mm(at["ln_2"], params["mlp"]["c_fc"]["weight"]) + params["mlp"]["c_fc"]["bias"]
+    at["gelu"] = way.gelu.f(at["fc"])
+    out = at["middle"] + mm(at["gelu"], params["mlp"]["c_proj"]["weight"]) + params["mlp"]["c_proj"]["bias"]
+    return out, at
+
+
+def norm(x, params, config, way):
+    """LayerNorm -> out, and what its backward needs."""
+    eps = config.layer_norm_epsilon if way.eps is None else way.eps
+    n = x.shape[-1] - way.ddof
+    d = x - x.mean(-1, keepdims=True)
+    var = (d * d).sum(-1, keepdims=True) / n
+    r = 1 / (np.sqrt(var) + eps) if way.eps_outside else 1 / np.sqrt(var + eps)
+    slope = -r * r / (2 * np.sqrt(var)) if way.eps_outside else -(r**3) / 2  # dr / dvar
+    return d * r * params["weight"] + params["bias"], (d, var, r, slope, n, params["weight"])
+
+
+def tensors(tape):
+    """What a forward pass shows, under the names of `trace`."""
+    layout, found = tape.layout, {}
+    for number, at in enumerate(tape.layers):
+        rows = {"hidden": at["x"]} | {name: at[name] for name in ("ln_1", "attended", "middle", "ln_2", "fc", "gelu")}
+        found |= {f"{name}.{number}": layout.tokens(x) for name, x in rows.items()}
+        swapped = {name: at[part].swapaxes(1, 2) for name, part in (("query", "q"), ("key", "k"), ("value", "v"))}
+        found[f"query.{number}"] = layout.tokens(swapped["query"]).swapaxes(1, 2)
+        found |= {f"{name}.{number}": layout.keys(swapped[name]).swapaxes(1, 2) for name in ("key", "value")}
+        by_key = layout.keys(layout.tokens(at["probs"].swapaxes(1, 2)).transpose(0, 3, 1, 2))  # (B, S, T, H)
+        found[f"attention.{number}"] = by_key.transpose(0, 3, 2, 1)
+    found[f"hidden.{len(tape.layers)}"] = layout.tokens(tape.end["x"])
+    if "logits" in tape.end:
+        found |= {"ln_f": layout.tokens(tape.end["hidden"]), "logits": layout.tokens(tape.end["logits"])}
+        if layout.P and tape.prompt.carrier == "embeddings":
+            found["first_logits"] = tape.end["logits"][:, layout.P - 1]
+    return found

@@ -1,0 +1,80 @@
+"""What the plain GPT-2 writes without a cache, and how AdamW moves what is trained."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from minicompress.verification.plain.forward import RIGHT, forward
+from minicompress.verification.repeated import moved, trainable
+from minicompress.verification.trace import trace
+
+
+def decode(setup, way=RIGHT):
+    """{decoded, decoded_logits}, as `decoded` gives them: all tokens are read anew for each new one."""
+    rows, found = [list(row) for row in setup.rows], []
+    for written in range(setup.decode):
+        tape = forward(setup.model, rows, setup.prompt, way, written=written)
+        ends = tape.layout.columns[np.arange(len(rows)), tape.layout.lengths - 1]
+        found.append(tape.end["logits"][np.arange(len(rows)), ends])
+        for row, token in zip(rows, found[-1].argmax(-1), strict=True):
+            row.append(int(token))
+    return {"decoded": np.array([row[-setup.decode :] for row in rows]), "decoded_logits": np.stack(found, axis=1)}
+
+
+@dataclass(frozen=True)
+class Optimiser:
+    """One way to take the steps; the defaults are right."""
+
+    decay: float | None = None  # in place of the one asked for
+    coupled: bool = False  # decay is added to the gradient (L2), not taken off the weights
+    corrected: bool = True  # the moments' beginning at zero is made up for
+    clip: str = "together"  # or "each", "by number", "never"
+    zeroed: bool = True  # gradients begin anew at each step
+    inside: bool = False  # eps stands inside the root
+
+
+def take_steps(setup, how=Optimiser()):  # noqa: B008
+    """{after.*, adam.*, steps.*}, as `stepped` gives them."""
+    asked = {"steps": 1, "lr": 1e-2, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, "clip": None}
+    asked |= setup.steps
+    moving = {name: w.copy() for name, w in trainable(setup.model, setup.prompt).items()}
+    m, v, kept = ({name: np.zeros_like(w) for name, w in moving.items()} for _ in range(3))
+    losses, norms, found, gradients = [], [], {}, "prompt" if setup.prompt else "all"
+    for t in range(1, asked["steps"] + 1):
+        here = moved(setup.model, setup.rows, setup.prompt, moving)
+        tensors = trace(*here, setup.labels, setup.teacher, setup.teacher_context, gradients, setup.temperature)
+        for name, d in kept.items():
+            d[...] = tensors[f"grad.{name}"] + (0 if how.zeroed else d)
+        losses.append(tensors["loss"])
+        norms.append(np.sqrt(sum((g * g).sum(dtype=np.float64) for g in kept.values())))
+        clipped = clip(kept, asked["clip"], how.clip)
+        for name, w in moving.items():
+            move(w, clipped[name], m[name], v[name], t, how, asked)
+    for name in moving:
+        found |= {f"after.{name}": moving[name], f"adam.m.{name}": m[name], f"adam.v.{name}": v[name]}
+    return found | {"steps.loss": np.array(losses), "steps.norm": np.array(norms)}
+
+
+def clip(grads, limit, how):
+    """The gradients, no longer than the limit: together, each by itself, or number by number."""
+    if limit is None or how == "never":
+        return {name: g.copy() for name, g in grads.items()}
+    if how == "by number":
+        return {name: np.clip(g, -limit, limit) for name, g in grads.items()}
+    norms = {name: np.sqrt((g * g).sum()) for name, g in grads.items()}
+    joint = np.sqrt(sum(n * n for n in norms.values()))
+    scale = {name: min(1, limit / max(joint if how == "together" else n, 1e-30)) for name, n in norms.items()}
+    return {name: g * g.dtype.type(scale[name]) for name, g in grads.items()}
+
+
+def move(w, g, m, v, t, how, asked):
+    """One step of AdamW on one array, in place (Loshchilov & Hutter 2019, algorithm 2)."""
+    (b1, b2), lr, eps = asked["betas"], asked["lr"], asked["eps"]
+    decay = asked["weight_decay"] if how.decay is None else how.decay
+    decay = decay if w.ndim > 1 else 0
+    g = g + decay * w if how.coupled else g
+    m[...] = b1 * m + (1 - b1) * g
+    v[...] = b2 * v + (1 - b2) * g * g
+    one, two = (1 - b1**t, 1 - b2**t) if how.corrected else (1, 1)
+    w *= 1 if how.coupled else 1 - lr * decay
+    w -= lr * (m / one) / (np.sqrt(v / two + eps) if how.inside else np.sqrt(v / two) + eps)
