@@ -65,6 +65,12 @@ def not_shifted_with_the_first(asked):
     return places._replace(column=asked.layout.columns[places.row, places.t])
 
 
+def shifted_twice(asked):
+    """Token t + 1 is held against the logits behind token t - 1."""
+    places = scored_places(asked, asked.scored & (np.arange(asked.layout.T) > 1))
+    return places._replace(column=asked.layout.columns[places.row, places.t - 2])
+
+
 def also_places(places, row, column, t, target, share=True):
     """More places; share: all have the same weight, else the new ones have that of the old."""
     joined = [np.concatenate(pair) for pair in zip(places[:4], (row, column, t, target), strict=True)]

@@ -52,7 +52,7 @@ def onward(layout):
 
 
 def causal(layout):
-    """(B, S, S), whether query q sees key k: itself and all before it, but no padding."""
+    """(B, S, S), whether query q sees key k: itself and all before it, but no padding on the left."""
     column = np.arange(layout.P + layout.T)
     gap = (column >= layout.P) & (column < layout.P + layout.left[:, None])
     return (column <= column[:, None]) & ~gap[:, None]
@@ -172,7 +172,7 @@ def block(x, params, config, past, layout, way):
     scores = mm(q, k.swapaxes(-1, -2)) * way.scale(C // H, C)
     if past is not None and past[1] is not None:
         scores[..., : layout.P] += past[1][:, None]
-    seen = way.mask(layout)[:, None]
+    seen = np.broadcast_to(way.mask(layout), (B, S, S))[:, None]
     scores = np.where(seen, scores, -np.inf if seen.any(-1).all() else -1e9)  # a query that sees no key sees all
     probs = np.exp(log_softmax(scores))
     at |= {"q": q, "k": k, "v": v, "probs": probs}

@@ -1,0 +1,142 @@
+"""Two traces held against one another: the first tensor that differs, where in it, and why."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from minicompress.verification.diagnosis import Cause, Evidence, causes
+from minicompress.verification.names import align
+from minicompress.verification.tolerance import Tolerances
+from minicompress.verification.walk import place
+
+AXES = {
+    "attention": ("row", "head", "query", "key"), "query": ("row", "head", "position", "number"), "key": ("row", "head", "key", "number"),
+    "value": ("row", "head", "key", "number"), "first_logits": ("row", "token"), "logits": ("row", "position", "token"),
+    "teacher_log_probs": ("row", "position", "token"), "losses": ("row", "position"), "prompt": ("slot", "number"),
+    "decoded": ("row", "step"), "decoded_logits": ("row", "step", "token"), "steps": ("step",),
+}  # fmt: skip
+
+
+class Line(NamedTuple):
+    """One tensor of both traces."""
+
+    name: str
+    error: float
+    tolerance: float
+    note: str = ""  # how it was laid out, or what is wrong with it
+
+    @property
+    def differs(self):
+        return not self.error <= self.tolerance
+
+
+class Comparison(NamedTuple):
+    """What `diff` says."""
+
+    lines: list[Line]  # in the order of the run
+    first: Line | None  # the first that differs
+    where: str  # which rows, heads, positions of it
+    causes: list[Cause]
+    unknown: list[str]  # the suspect's tensors that the reference has not
+    missing: list[str]  # the reference's tensors that the suspect has not
+
+    @property
+    def equal(self):
+        return self.first is None
+
+    def as_dict(self):
+        """For JSON."""
+        first = self.first and {"name": self.first.name, "error": self.first.error, "tolerance": self.first.tolerance,
+                                "where": self.where, "note": self.first.note}  # fmt: skip
+        named = [{"id": c.id, "score": round(c.score, 4), "convention": c.convention, "variant": c.variant, "title": c.title}
+                 for c in self.causes]  # fmt: skip
+        return {"equal": self.equal, "first": first, "causes": named, "compared": len(self.lines), "unknown": self.unknown}
+
+
+def compare(reference, suspect, setup=None, progress=None):
+    """{name: tensor} twice, and what the reference is of -> Comparison.
+
+    The suspect's names and layouts may be Hugging Face's, nanoGPT's or llm.c's. Without a Setup, causes that
+    must be run to be seen are not named. Raises ValueError where the two have no tensor in common.
+    """
+    aligned = align(suspect, reference)
+    if not aligned.tensors:
+        theirs, ours = (", ".join(sorted(names)[:4]) for names in (suspect, reference))
+        raise ValueError(f"the two traces share no tensor: one has {ours} …, the other {theirs} …")
+    tolerances = Tolerances(reference, aligned.tensors)
+    lines = [line(name, aligned, reference, tolerances) for name in sorted(aligned.tensors, key=place)]
+    missing = sorted(set(reference) - set(aligned.tensors), key=place)
+    lines += [Line(name, float("inf"), tolerances.of(name), "missing") for name in missing if must_be_there(name, aligned.tensors)]
+    lines.sort(key=lambda one: place(one.name))
+    first = next((one for one in lines if one.differs), None)
+    found, where = [], ""
+    if first:
+        differing = {one.name for one in lines if one.differs}
+        where = whereabouts(first.name, aligned.tensors.get(first.name), reference.get(first.name), first.tolerance)
+        found = causes(Evidence(reference, aligned.tensors, setup, differing, first, tolerances), progress)
+    return Comparison(lines, first, where, found, aligned.unknown, missing)
+
+
+def must_be_there(name, suspect):
+    """Whether a trace that has such others must have this one: the gradient of what is trained."""
+    if name == "grad.prompt":
+        return any(n.startswith("grad.") for n in suspect)
+    return name.startswith("grad.raw.") and any(n.startswith("grad.") for n in suspect)
+
+
+def line(name, aligned, reference, tolerances):
+    """How far one tensor is from the reference's; a second forward is held against the suspect's own first."""
+    theirs, note, tolerance = aligned.tensors[name], aligned.notes.get(name, ""), tolerances.of(name)
+    first = name.removeprefix("again.")
+    ours = aligned.tensors.get(first, reference.get(first)) if first != name else reference[name]
+    if theirs.shape != ours.shape:
+        return Line(name, float("inf"), tolerance, f"shape {list(theirs.shape)}, not {list(ours.shape)}")
+    if name == "decoded":
+        return Line(name, float((theirs != ours).mean()), 0.0, note)
+    return Line(name, error_of(*without_noise(name, theirs, ours)), tolerance, note)
+
+
+def error_of(theirs, ours):
+    """‖a - b‖ / ‖b‖ in float64; infinite for what is not finite in one alone."""
+    theirs, ours = theirs.astype(np.float64), ours.astype(np.float64)
+    if not np.array_equal(np.isfinite(theirs), np.isfinite(ours)):
+        return float("inf")
+    difference = np.linalg.norm(np.nan_to_num(theirs) - np.nan_to_num(ours))
+    size = np.linalg.norm(np.nan_to_num(ours))
+    return float(difference / size) if size else float(difference)
+
+
+def without_noise(name, theirs, ours):
+    """Without c_attn's bias of the keys, whose gradient is rounding alone: it moves all scores of a query alike."""
+    if name.endswith("attn.c_attn.bias") and theirs.ndim == 1 and len(theirs) % 3 == 0:
+        C = len(theirs) // 3
+        return tuple(np.concatenate([x[:C], x[2 * C :]]) for x in (theirs, ours))
+    return theirs, ours
+
+
+def whereabouts(name, theirs, ours, tolerance):
+    """Which rows, heads and positions of a tensor differ, in words."""
+    if theirs is None or ours is None or theirs.shape != ours.shape or not theirs.ndim:
+        return ""
+    apart = np.abs(theirs.astype(np.float64) - ours)
+    wrong = ~(apart <= tolerance * max(np.abs(ours).max(), 1e-300))
+    if not wrong.any():
+        wrong = apart > 0.1 * apart.max()
+    head = name.partition(".")[0]
+    axes = AXES.get(head, ("row", "position", "channel") if head in ("hidden", "ln_1", "ln_2", "ln_f", "middle") else ())
+    axes = axes if len(axes) == theirs.ndim else tuple(f"axis {i}" for i in range(theirs.ndim))
+    parts = []
+    for axis, called in enumerate(axes):
+        hit = np.flatnonzero(wrong.any(tuple(i for i in range(wrong.ndim) if i != axis)))
+        size = wrong.shape[axis]
+        if called in ("number", "channel", "token") and len(hit) > size / 2:
+            continue
+        parts.append(f"all {size} {called}s" if len(hit) == size > 1 else f"{called} {spans(hit)} of {size}")
+    return f"{wrong.mean():.0%} of its numbers: " + ", ".join(parts) if parts else f"{wrong.mean():.0%} of its numbers"
+
+
+def spans(numbers, most=4):
+    """[0, 1, 2, 5] -> 0-2, 5."""
+    runs = np.split(numbers, np.flatnonzero(np.diff(numbers) > 1) + 1)
+    words = [f"{run[0]}" if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
+    return ", ".join(words[:most]) + (", …" if len(words) > most else "")

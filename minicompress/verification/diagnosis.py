@@ -1,0 +1,159 @@
+"""Which mistake explains a difference: each of the catalogue is made, and what comes out is held against the suspect."""
+
+import re
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+from minicompress.trees import flatten
+from minicompress.verification.catalogue import BUGS
+from minicompress.verification.catalogue.bug import STAGES
+from minicompress.verification.plain.backward import answer, what_is_asked
+from minicompress.verification.plain.forward import RIGHT, Way, forward, tensors
+from minicompress.verification.plain.steps import decode, take_steps
+from minicompress.verification.walk import stage
+
+SMALL = 2_000_000  # weights of a model on which even a product in half precision is quick
+FEW = 5  # causes that a second, whole run is worth
+LOSS_FIELDS = ("context", "places", "cost")
+BACKWARD_FIELDS = ("norm_backward", "softmax_sum", "scale_backward", "residual", "gelu_slope", "tied", "repeated", "prompt_gradient")
+
+
+class Cause(NamedTuple):
+    """A mistake, and the share of the difference that it explains, 0 to 1."""
+
+    id: str
+    score: float
+    variant: str
+    title: str
+    mend: str
+    convention: bool
+
+
+class Evidence:
+    """The two traces, aligned, and what the causes ask of them."""
+
+    def __init__(self, reference, suspect, setup, differing, first, tolerances):
+        self.reference, self.suspect, self.setup = reference, suspect, setup
+        self.differing, self.first_name, self.tolerances = differing, first.name, tolerances
+        self.first_error, self.first_stage = first.error, stage(first.name)
+        loss = suspect.get("loss")
+        self.suspect_loss = float(loss) if loss is not None and loss.size == 1 and np.isfinite(loss) else None
+
+    @cached_property
+    def tape(self):
+        """The right forward pass."""
+        return forward(self.setup.model, self.setup.rows, self.setup.prompt)
+
+    @cached_property
+    def asked(self):
+        return what_is_asked(self.setup, RIGHT, self.tape)
+
+    @cached_property
+    def small(self):
+        return sum(w.size for w in flatten(self.setup.model[0]).values()) <= SMALL
+
+    def agrees(self, name):
+        return name in self.suspect and name in self.reference and name not in self.differing
+
+    @property
+    def stages(self):
+        """Where the mistake can be: not behind the first difference, nor before a tensor that would show it."""
+        if self.first_stage in ("decoding", "steps", "chance"):
+            return {self.first_stage}
+        last = STAGES.index(self.first_stage)
+        first = 0
+        if self.agrees("logits") and last >= STAGES.index("loss"):
+            first = STAGES.index("loss")
+        if self.agrees("loss") and last >= STAGES.index("backward"):
+            first = STAGES.index("backward")
+        return set(STAGES[first : last + 1])
+
+    @cached_property
+    def depth(self):
+        """How many blocks show the first difference; None: all, and the head."""
+        number = re.search(r"\.(\d+)$", self.first_name)
+        if self.first_stage not in ("front", "block") or number is None:
+            return None
+        layers = self.setup.model[1].n_layer
+        return min(layers, int(number[1]) + (not self.first_name.startswith("hidden")) + (self.first_name == "hidden.0"))
+
+
+def causes(evidence, progress=None):
+    """All that explain something of the difference -> list of Cause, the likeliest first."""
+    tried, found = [], []
+    for number, bug in enumerate(BUGS):
+        if progress:
+            progress(number, len(BUGS), bug.id)
+        if bug.stage in evidence.stages and evidence.setup is not None:
+            for name, way in bug.ways(evidence.setup, evidence).items():
+                tried.append((explained(evidence, predicted(evidence, bug, way, whole=False)), bug, name, way))
+        found.append((bug.rule(evidence), bug, ""))
+    tried.sort(key=lambda one: -one[0])
+    for quick, bug, name, way in tried[:FEW]:
+        score = explained(evidence, predicted(evidence, bug, way, whole=True)) if quick > 0 else 0
+        found.append((score, bug, name))
+    found += [(quick, bug, name) for quick, bug, name, _ in tried[FEW:]]
+    best = {}
+    for score, bug, name in found:
+        if score > 0.02 and score > best.get(bug.id, (0,))[0]:
+            best[bug.id] = score, bug, name
+    ranked = sorted(best.values(), key=lambda one: -round(one[0], 6))
+    return [Cause(bug.id, float(score), name, bug.title, bug.mend, bool(evidence.setup and bug.convention(evidence.setup)))
+            for score, bug, name in ranked]  # fmt: skip
+
+
+def predicted(evidence, bug, way, whole):
+    """The tensors of a wrong implementation: as far as the first difference, or all that the suspect shows."""
+    setup = evidence.setup
+    if bug.stage == "decoding":
+        return decode(setup, way)
+    if bug.stage == "steps":
+        return take_steps(setup, way)
+    if not whole and bug.stage in ("front", "block", "head"):
+        if evidence.depth is not None:
+            return tensors(forward(setup.model, setup.rows, setup.prompt, way, evidence.depth))
+        if evidence.first_stage == "head":
+            return tensors(forward(setup.model, setup.rows, setup.prompt, way))
+    tape = evidence.tape if same_forward(way) else None
+    gradients = any(name.startswith("grad.") for name in evidence.suspect)
+    return answer(setup, way, gradients and (whole or evidence.first_stage == "backward"), tape)
+
+
+def same_forward(way):
+    """Whether a Way differs from the right one behind the logits only."""
+    fields = Way.__dataclass_fields__
+    return all(getattr(way, f) is getattr(RIGHT, f) or getattr(way, f) == getattr(RIGHT, f)
+               for f in fields if f not in LOSS_FIELDS + BACKWARD_FIELDS)  # fmt: skip
+
+
+def explained(evidence, prediction):
+    """How much of the suspect's difference a prediction explains: that of the first tensor, and of all on average."""
+    shares = {}
+    for name, theirs in evidence.suspect.items():
+        ours, made = evidence.reference.get(name), prediction.get(name)
+        if ours is not None and made is not None:
+            share = share_explained(theirs, ours, made, evidence.tolerances.of(name))
+            if share is not None:
+                shares[name] = share
+    if not shares or evidence.first_name not in prediction:
+        return 0.0
+    return 0.6 * shares.get(evidence.first_name, 0.0) + 0.4 * float(np.mean(list(shares.values())))
+
+
+def share_explained(theirs, ours, made, tolerance):
+    """1 where the prediction is the suspect's own tensor, 0 where it is no nearer than ours; None: nothing to explain."""
+    if theirs.shape != made.shape:
+        return 0.0
+    theirs, made = theirs.astype(np.float64), made.astype(np.float64)
+    if not np.isfinite(made).all() or not np.isfinite(theirs).all():
+        return float(np.array_equal(np.isfinite(made), np.isfinite(theirs)))
+    floor = tolerance * np.linalg.norm(ours)
+    left = max(0.0, np.linalg.norm(theirs - made) - floor)
+    if theirs.shape != ours.shape:
+        return 1 - min(1.0, left / max(np.linalg.norm(theirs), 1e-300))
+    apart, moved = np.linalg.norm(theirs - ours), np.linalg.norm(made - ours)
+    if max(apart, moved) <= floor:
+        return None
+    return 1 - min(1.0, left / max(apart, moved))

@@ -1,0 +1,205 @@
+"""One name and one layout for every tensor, whatever an implementation calls it and however it lays it out.
+
+Names of Hugging Face, nanoGPT and llm.c are known; ours are the reference's. A layout is never asked for, but
+found: of all the ways in which an array's shape can become the reference's (transposed, batch second, slots'
+rows in front, padding on the left, a padded vocabulary), the one that brings it nearest is taken, and named.
+"""
+
+import re
+from typing import NamedTuple
+
+import numpy as np
+
+IN_FRONT = re.compile(r"^(?:module\.|_orig_mod\.|base_model\.model\.|base_model\.|transformer\.|model\.(?=transformer|h\.|wte|wpe|ln_f))+")
+GRADIENT = re.compile(r"^(?:grads?[./]|d(?=(?:wte|wpe|ln\dw|ln\db|lnfw|lnfb|qkvw|qkvb|attproj[wb]|fc[wb]|fcproj[wb])$))|[./]grad$")
+WHOLE = {  # a name that is one tensor of ours
+    "encoded": "hidden.0", "drop": "hidden.0", "lnf": "ln_f", "lm_head": "logits", "prompt_embeddings": "prompt",
+    "prompt_encoder.default.embedding.weight": "prompt", "soft_prompt": "prompt", "loss_per_token": "losses",
+    "mean_loss": "loss", "generated": "decoded", "virtual_tokens": "prompt",
+}  # fmt: skip
+BY_LAYER = [  # (pattern with the layer's number, our name)
+    (r"hidden_states?\.(\d+)", "hidden.{}"), (r"attentions?\.(\d+)", "attention.{}"), (r"h\.(\d+)\.ln_1", "ln_1.{}"),
+    (r"h\.(\d+)\.ln_2", "ln_2.{}"), (r"h\.(\d+)\.attn\.c_attn", "qkv.{}"), (r"h\.(\d+)\.mlp\.c_fc", "fc.{}"),
+    (r"h\.(\d+)\.mlp\.(?:act|gelu)", "gelu.{}"), (r"h\.(\d+)\.attn\.q_proj", "query.{}"), (r"h\.(\d+)\.attn\.k_proj", "key.{}"),
+    (r"h\.(\d+)\.attn\.v_proj", "value.{}"), (r"past_key_values\.(\d+)\.(?:0|key)", "key.{}"),
+    (r"past_key_values\.(\d+)\.(?:1|value)", "value.{}"), (r"[qQ]\.(\d+)", "query.{}"), (r"[kK]\.(\d+)", "key.{}"), (r"[vV]\.(\d+)", "value.{}"),
+]  # fmt: skip
+STACKED = {  # llm.c: all layers in one array
+    "ln1": "ln_1.{}", "qkv": "qkv.{}", "atty": "attended.{}", "att": "attention.{}", "residual2": "middle.{}",
+    "ln2": "ln_2.{}", "fch": "fc.{}", "fch_gelu": "gelu.{}", "residual3": "hidden.{}+1",
+}  # fmt: skip
+WEIGHTS = {
+    "ln1w": "h.{}.ln_1.weight", "ln1b": "h.{}.ln_1.bias", "qkvw": "h.{}.attn.c_attn.weight", "qkvb": "h.{}.attn.c_attn.bias",
+    "attprojw": "h.{}.attn.c_proj.weight", "attprojb": "h.{}.attn.c_proj.bias", "ln2w": "h.{}.ln_2.weight",
+    "ln2b": "h.{}.ln_2.bias", "fcw": "h.{}.mlp.c_fc.weight", "fcb": "h.{}.mlp.c_fc.bias",
+    "fcprojw": "h.{}.mlp.c_proj.weight", "fcprojb": "h.{}.mlp.c_proj.bias", "lnfw": "ln_f.weight", "lnfb": "ln_f.bias",
+    "wte": "wte.weight", "wpe": "wpe.weight",
+}  # fmt: skip
+
+
+class Aligned(NamedTuple):
+    tensors: dict  # under our names, in the reference's layout where that is possible
+    notes: dict  # {name: how it was laid out}
+    unknown: list  # names that are none of ours
+
+
+def align(suspect, reference):
+    """The suspect's tensors as the reference has them -> Aligned."""
+    named = joined(renamed(suspect, reference), reference)
+    shape = Shape.of(reference)
+    tensors, notes = {}, {}
+    for name, tensor in named.items():
+        if name not in reference and name.removeprefix("again.") not in reference:
+            continue
+        wanted = reference.get(name, reference.get(name.removeprefix("again.")))
+        tensors[name], notes[name] = fit(tensor, wanted, shape, name)
+    if "first_logits" in reference and "first_logits" not in tensors and shape.P:
+        whole = named.get("logits")
+        if whole is not None and whole.ndim == 3 and whole.shape[1] == shape.P + shape.T:
+            tensors["first_logits"] = whole[:, shape.P - 1, : reference["logits"].shape[-1]]
+    return Aligned(tensors, {n: w for n, w in notes.items() if w}, sorted(set(named) - set(tensors)))
+
+
+class Shape(NamedTuple):
+    """B rows of T tokens behind P slots; how long each row is."""
+
+    P: int
+    T: int
+    lengths: np.ndarray | None
+
+    @classmethod
+    def of(cls, reference):
+        stream = next((reference[n] for n in ("hidden.0", "logits", "ln_f") if n in reference), None)
+        T = stream.shape[1] if stream is not None and stream.ndim == 3 else 0
+        attention = reference.get("attention.0")
+        P = attention.shape[-1] - T if attention is not None else 0
+        if not P and "first_logits" in reference and "prompt" in reference:
+            P = len(reference["prompt"])
+        return cls(P, T, stream.any(-1).sum(1) if T else None)
+
+
+def renamed(suspect, reference):
+    """Our names; arrays that hold all layers taken apart."""
+    layers = sum(bool(re.fullmatch(r"hidden\.\d+", name)) for name in reference) - 1
+    found = {}
+    for name, tensor in suspect.items():
+        if name in reference or name.removeprefix("again.") in reference:
+            found[name] = tensor
+            continue
+        bare = IN_FRONT.sub("", name)
+        is_gradient = bool(GRADIENT.search(bare))
+        bare = IN_FRONT.sub("", GRADIENT.sub("", bare))
+        is_weight = bare in WEIGHTS or bare.endswith((".weight", ".bias")) and bare not in WHOLE
+        table = (WEIGHTS if is_weight else STACKED).get(bare)
+        if table and "{}" in table:
+            parts = {layer_name(table, layer): part for layer, part in enumerate(tensor)}
+        else:
+            parts = {(table or bare) if is_weight else one_name(bare, layers): tensor}
+        start = ("grad.model." if is_weight else "grad.") if is_gradient else ""
+        found |= {start + part: array for part, array in parts.items()}
+    return found
+
+
+def layer_name(pattern, layer):
+    return pattern.replace("{}+1", str(layer + 1)).replace("{}", str(layer))
+
+
+def one_name(bare, layers):
+    """Our name of an activation, or the name itself."""
+    if bare in WHOLE:
+        return WHOLE[bare]
+    for pattern, ours in BY_LAYER:
+        if match := re.fullmatch(pattern, bare):
+            name = ours.format(match[1])
+            return "ln_f" if bare.startswith("hidden_states") and name == f"hidden.{layers}" else name
+    if match := re.fullmatch(r"h\.(\d+)", bare):
+        return f"hidden.{int(match[1]) + 1}"
+    return bare
+
+
+def joined(named, reference):
+    """Fused queries, keys and values taken apart; weights that are split put together."""
+    found = {}
+    for name, tensor in named.items():
+        if re.fullmatch(r"qkv\.\d+", name) and (query := reference.get(f"query.{name[4:]}")) is not None:
+            H, D = query.shape[1], query.shape[3]
+            if tensor.ndim == 3 and tensor.shape[-1] == 3 * H * D:
+                parts = tensor.reshape(*tensor.shape[:2], 3, H, D).transpose(2, 0, 3, 1, 4)
+                found |= {f"{kind}.{name[4:]}": part for kind, part in zip(("query", "key", "value"), parts, strict=True)}
+                continue
+        found[name] = tensor
+    for name in [n for n in found if re.search(r"attn\.q(_proj|uery)?\.(weight|bias)$", n)]:
+        names = [re.sub(r"attn\.q", f"attn.{kind}", name) for kind in "qkv"]
+        fused = re.sub(r"attn\.q(_proj|uery)?", "attn.c_attn", name)
+        if all(n in found for n in names):
+            parts = [found.pop(n) for n in names]
+            found[fused] = np.concatenate(parts, axis=-1)
+            wanted = reference.get(fused)
+            if wanted is not None and wanted.ndim == 2 and nearest([p.T for p in parts], parts, wanted):
+                found[fused] = np.concatenate([p.T for p in parts], axis=-1)
+    return found
+
+
+def nearest(one, other, wanted):
+    """Whether the first list of parts, side by side, is nearer to what is wanted than the second."""
+    joined = [np.concatenate(parts, axis=-1) for parts in (one, other)]
+    if joined[0].shape != wanted.shape or joined[1].shape != wanted.shape:
+        return joined[0].shape == wanted.shape
+    return np.linalg.norm(joined[0] - wanted) < np.linalg.norm(joined[1] - wanted)
+
+
+def fit(tensor, wanted, shape, name):
+    """The tensor in the wanted layout, of all that its shape allows the nearest, and how it was read ("": as it is)."""
+    readings = {how: made for how, made in layouts(tensor, wanted, shape, name) if made.shape == wanted.shape}
+    if not readings:
+        return tensor, ""
+    if "" in readings and len(readings) == 1:
+        return tensor, ""
+    distance = {how: np.linalg.norm(np.nan_to_num(made) - wanted) for how, made in readings.items()}
+    how = min(distance, key=distance.get)
+    how = "" if "" in readings and distance[""] <= distance[how] * (1 + 1e-6) else how
+    return readings[how], how
+
+
+def layouts(tensor, wanted, shape, name):
+    """(how, array) for the readings of a tensor that people use."""
+    flat = name.startswith(("grad.model.", "after.", "adam."))
+    yield "", tensor
+    if tensor.ndim == 2 and wanted.ndim == 2 and flat:
+        yield "transposed", tensor.T
+    if flat or wanted.ndim < 2 or not shape.T:
+        if wanted.ndim == 0 and tensor.size == 1:
+            yield "", tensor.reshape(())
+        return
+    bases = [("", tensor)]
+    if tensor.ndim == wanted.ndim - 1:
+        bases.append(("one row", tensor[None]))
+    if tensor.ndim == wanted.ndim and tensor.ndim >= 2:
+        bases.append(("batch second", tensor.swapaxes(0, 1)))
+    if tensor.ndim == 4 == wanted.ndim:
+        bases.append(("heads behind tokens", tensor.swapaxes(1, 2)))
+    if tensor.ndim == 3 and wanted.ndim == 4 and tensor.shape[-1] == wanted.shape[1] * wanted.shape[3]:
+        split = tensor.reshape(*tensor.shape[:2], wanted.shape[1], wanted.shape[3]).swapaxes(1, 2)
+        bases += [("heads side by side", split)]
+    for how, base in bases:
+        yield how, base
+        yield from cut(how, base, wanted, shape)
+
+
+def cut(how, base, wanted, shape):
+    """The same without the slots' rows, without a padded vocabulary, or moved from left padding to right."""
+    axis = 2 if wanted.ndim == 4 else 1
+    name = lambda more: f"{how}, {more}".removeprefix(", ")
+    if base.ndim != wanted.ndim:
+        return
+    if shape.P and base.ndim >= 2 and base.shape[axis] == wanted.shape[axis] + shape.P:
+        base, how = np.moveaxis(np.moveaxis(base, axis, 0)[shape.P :], 0, axis), name("without the slots' rows")
+        yield how, base
+    if base.shape[:-1] == wanted.shape[:-1] and base.shape[-1] > wanted.shape[-1] and wanted.ndim == 3:
+        base, how = base[..., : wanted.shape[-1]], name("without the vocabulary's padding")
+        yield how, base
+    if base.shape == wanted.shape and wanted.ndim in (2, 3) and shape.lengths is not None and wanted.shape[1] == shape.T:
+        moved = np.zeros_like(base)
+        for row, n in enumerate(shape.lengths[: len(base)]):
+            moved[row, :n] = base[row, shape.T - n :]
+        yield name("moved from left padding"), moved

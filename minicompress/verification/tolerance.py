@@ -1,0 +1,79 @@
+"""How far two right implementations may be apart: what rounding does, from the dtype and the way a tensor has come.
+
+A sum of K products, rounded to a relative u each time, is off by about u √K. A tensor d blocks down the way
+has been through that many of them, so its tolerance is SAFETY · u · √K · (1 + d). Two things make rounding
+larger than that: scores whose exponentials are taken (an error of u |score| becomes a relative one), and a
+difference of two distributions that are nearly the same, which is where every gradient begins.
+"""
+
+import re
+
+import numpy as np
+
+SAFETY = 4
+ROUNDOFF = {2: 2.0**-11, 4: 2.0**-24, 8: 2.0**-53}  # by bytes of a number
+
+
+class Tolerances:
+    """Tolerances of relative errors ‖a - b‖ / ‖b‖, tensor by tensor, for a reference and a suspect."""
+
+    def __init__(self, reference, suspect):
+        self.reference = reference
+        floats = [t.dtype.itemsize for ts in (reference, suspect) for t in ts.values() if t.dtype.kind == "f" and t.ndim]
+        self.u = ROUNDOFF[min(floats, default=8)]
+        self.layers = sum(bool(re.fullmatch(r"hidden\.\d+", name)) for name in reference) - 1
+        self.layers = max(self.layers, 1 + max([int(m[1]) for n in reference if (m := re.search(r"\bh\.(\d+)\.", n))], default=0), 1)
+        widths = [t.shape[-1] for n, t in reference.items() if n.startswith(("fc.", "hidden.", "attention."))]
+        self.width = max(widths, default=64)
+        self.sharp = self.sharpness()
+        self.cancels = self.cancellation()
+
+    def sharpness(self):
+        """1 + the largest score that is exponentiated, in a layer or at the end."""
+        largest = [0.0]
+        for name, query in self.reference.items():
+            if name.startswith("query.") and (key := self.reference.get("key." + name[6:])) is not None:
+                lengths = [np.sqrt((x * x).sum(-1).max()) for x in (query, key)]
+                largest.append(float(lengths[0] * lengths[1] / np.sqrt(query.shape[-1])))
+        return 1 + max(largest) / 8
+
+    def cancellation(self):
+        """How much smaller the loss's gradient is than the two distributions whose difference it is."""
+        stream, end, losses = (self.reference.get(n) for n in ("hidden.0", "grad.ln_f", "losses"))
+        if stream is None or end is None or losses is None or not (scored := np.count_nonzero(losses)):
+            return 1.0
+        size = np.sqrt((stream * stream).sum(-1).max() / scored)
+        return max(1.0, float(size / max(np.linalg.norm(end), 1e-300))) * self.norm_cancellation(end)
+
+    def norm_cancellation(self, end):
+        """How much of the gradient the last LayerNorm takes out: all but nothing is left where channels are few."""
+        x, below = (self.reference.get(f"{start}hidden.{self.layers}") for start in ("", "grad."))
+        if x is None or below is None or x.shape != end.shape:
+            return 1.0
+        deviation = x.std(-1, keepdims=True)
+        through = np.linalg.norm(np.divide(end, deviation, out=np.zeros_like(end), where=deviation > 0))
+        return max(1.0, float(through / max(np.linalg.norm(below), 1e-300)))
+
+    def depth(self, name):
+        """Blocks that a tensor has come through."""
+        number = int(match[1]) if (match := re.search(r"\.(\d+)(?:\.|$)", name)) else None
+        if name.startswith("grad."):
+            below = 0 if number is None and not name.startswith("grad.ln_f") and "ln_f" not in name else number
+            return 2 * self.layers - (self.layers if below is None else below)
+        if name.startswith(("after.", "adam.", "steps.", "decoded")):
+            return 3 * self.layers
+        return self.layers if number is None else number
+
+    def of(self, name):
+        """The tolerance of a tensor's relative error."""
+        name = name.removeprefix("again.")
+        tolerance = SAFETY * self.u * np.sqrt(self.width) * (1 + self.depth(name)) * self.sharp
+        if name in ("loss", "losses", "steps.loss"):
+            loss, logits = self.reference.get(name), self.reference.get("logits")
+            largest = 1 + (np.abs(logits).max() if logits is not None else 10)
+            tolerance *= max(1, largest / max(float(np.abs(loss).max()), 1e-300))
+        if name.startswith(("grad.", "adam.", "steps.norm")):
+            tolerance *= self.cancels
+        if name.startswith(("after.", "adam.")):
+            tolerance *= 100  # Adam divides by the gradient's size, number by number: the smallest round most
+        return float(tolerance)
