@@ -5,12 +5,13 @@ import sys
 from minicompress.cli.common import app
 from minicompress.cli.compress import compress
 from minicompress.cli.exchange import export, import_
+from minicompress.cli.golden import golden
 from minicompress.cli.inspect import inspect
 from minicompress.cli.tune import tune
 from minicompress.cli.use import ask, generate
 from minicompress.cli.verify import trace
 
-__all__ = ["app", "ask", "compress", "export", "generate", "import_", "inspect", "main", "trace", "tune"]
+__all__ = ["app", "ask", "compress", "export", "generate", "golden", "import_", "inspect", "main", "trace", "tune"]
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 
 class Case(NamedTuple):
-    """One file. inputs(draw) -> {name: array}; run(inputs, **facts) -> outputs, the same for any dtype of the inputs."""
+    """One file. inputs(draw) -> {name: array}; run(inputs, **facts) -> outputs, in the inputs' dtype."""
 
     proves: str
     source: str

@@ -30,7 +30,7 @@ from minicompress.prompts.parameterisations import (
 from minicompress.trees import flatten, tree_map, unflatten
 from minicompress.verification.golden_case import Case
 
-TINY = Config(vocab_size=11, n_positions=12, n_embd=6, n_layer=2, n_head=2, n_inner=8)
+TINY = Config(vocab_size=11, n_positions=10, n_embd=6, n_layer=2, n_head=2, n_inner=8)
 B, T, P, H, D, C, V = 2, 4, 3, 2, 3, 6, 11
 
 
@@ -111,7 +111,7 @@ def looked_up(draw):
 
 
 def heads(T=T, rows=None, P=P, masses=False, masked=False, shift=0.0):
-    """rows: how many pasts, None for none. shift: on one number of every key, which moves all scores of a query alike."""
+    """rows: how many pasts, None for none. shift: of one number of each key, which moves all scores of a query alike."""
 
     def inputs(draw):
         found = {name: draw(B, H, T, D) for name in "qkv"}
@@ -146,7 +146,8 @@ def scored(teacher=False, drawn=lambda draw, *shape: draw(*shape)):
 def recurrent(draw):
     h = 3
     shapes = {"weight_ih": (4 * h, C), "weight_hh": (4 * h, h), "bias_ih": (4 * h,), "bias_hh": (4 * h,)}
-    return {"x": draw(B, T, C)} | {name: draw(*shape, scale=0.5) for name, shape in shapes.items()} | {"dout": draw(B, T, h)}
+    params = {name: draw(*shape, scale=0.5) for name, shape in shapes.items()}
+    return {"x": draw(B, T, C)} | params | {"dout": draw(B, T, h)}
 
 
 def raw_of(module, *sizes, carrier=None, **options):
@@ -177,7 +178,7 @@ LAYERS = {
         weighted(linear, linear_backward)),
     "layer-layernorm": Case("The variance is the biased one, eps stands inside the root.", "Ba et al. 2016",
         normed(1.0), weighted(layernorm, layernorm_backward), {"eps": 1e-5}),
-    "layer-layernorm-small": Case("The same where x is so small that eps counts: a backward that forgets it is far off.",
+    "layer-layernorm-small": Case("The same where x is so small that eps counts, in the backward too.",
         "Ba et al. 2016", normed(2.0**-8), weighted(layernorm, layernorm_backward), {"eps": 1e-5}),
     "layer-gelu": Case("GELU is the tanh form, not that of erf.", "Hendrycks & Gimpel 2016, section 2",
         lambda draw: {"x": draw(B, T, C, scale=2.0), "dout": draw(B, T, C)}, plain(gelu, gelu_backward)),
@@ -185,29 +186,30 @@ LAYERS = {
     "layer-tanh": Case("tanh, whose slope is 1 - tanh².", "", bent, plain(tanh, tanh_backward)),
     "layer-softmax": Case("A softmax's gradient is p (dp - Σ p dp).", "",
         lambda draw: {"x": draw(B, T, C), "dout": draw(B, T, C)}, plain(lambda x: (softmax(x),) * 2, softmax_backward)),
-    "layer-softmax-extreme": Case("The maximum is taken off before exp: numbers of ±1000 neither overflow nor vanish.", "",
-        lambda draw: {"x": shifted(draw, 4, C), "dout": draw(4, C)}, plain(lambda x: (softmax(x),) * 2, softmax_backward)),
+    "layer-softmax-extreme": Case("Numbers near ±1000: the maximum is taken off before exp, so none overflows.", "",
+        lambda draw: {"x": shifted(draw, 4, C), "dout": draw(4, C)},
+        plain(lambda x: (softmax(x),) * 2, softmax_backward)),
     "layer-attention": Case("Scores are scaled by 1/√D, and query t sees the keys 0..t.", ATTENTION,
         heads(), run_attention),
-    "layer-attention-one-token": Case("One query and one key: the output is the value, and neither q nor k has a gradient.",
+    "layer-attention-one-token": Case("One query, one key: the output is the value, neither q nor k has a gradient.",
         ATTENTION, heads(T=1), run_attention),
-    "layer-attention-past": Case("P keys stand before the own ones and are seen by every query; each row has its own.",
+    "layer-attention-past": Case("P keys before the own ones are seen by every query; each row has its own.",
         ATTENTION, heads(rows=B), run_attention),
     "layer-attention-past-shared": Case("One past serves all rows, and its gradient is the sum over them.", ATTENTION,
         heads(rows=1), run_attention),
-    "layer-attention-past-masses": Case("A log-mass β is added to a key's score: it counts as e^β equal keys.", ATTENTION,
-        heads(rows=1, masses=True), run_attention),
+    "layer-attention-past-masses": Case("A log-mass β is added to a key's score: it counts as e^β equal keys.",
+        ATTENTION, heads(rows=1, masses=True), run_attention),
     "layer-attention-one-query": Case("Decoding: one query sees the whole past and itself.", ATTENTION,
         heads(T=1, rows=B), run_attention),
     "layer-attention-key-mask": Case("Keys that a row must not see get no probability and no gradient.", ATTENTION,
         heads(rows=B, masked=True), run_attention),
-    "layer-attention-extreme": Case("Scores near ±1000, alike for all keys of a query: the maximum is taken off before exp.",
-        ATTENTION, heads(rows=B, shift=1024.0), run_attention, float64=1e-11, float32=1e-2),
+    "layer-attention-extreme": Case("Scores of a query all near 1000, or -1000: the maximum is taken off before exp.",
+        ATTENTION, heads(rows=B, shift=1024.0), run_attention, float64=1e-11, float32=1e-3),
     "layer-lstm": Case("Gates lie in the order i, f, g, o, and two biases are added.",
         "Hochreiter & Schmidhuber 1997; Gers et al. 2000", recurrent, weighted(lstm, lstm_backward)),
     "layer-lstm-reverse": Case("From the last step to the first, and out[t] still belongs to x[t].",
         "Hochreiter & Schmidhuber 1997; Gers et al. 2000", recurrent,
-        weighted(lambda *a, reverse, **k: lstm(*a, **k, reverse=bool(reverse)), lstm_backward), {"reverse": 1}),
+        weighted(lstm, lstm_backward), {"reverse": True}),
     "loss-cross-entropy": Case("-log softmax(logits)[target] in nats, whose gradient is softmax - onehot.", "",
         scored(), run_cross_entropy),
     "loss-cross-entropy-extreme": Case("The same for logits near ±1000: log softmax is never the log of a softmax.", "",
@@ -218,7 +220,8 @@ LAYERS = {
         "Hinton et al. 2015, section 2.1", scored(True), run_kl, {"temperature": 2.0}),
     "loss-kl-extreme": Case("The same for logits near ±1000 on both sides.", "Hinton et al. 2015, section 2.1",
         scored(True, shifted), run_kl, {"temperature": 0.5}),
-    "bake-direct": bake("The slots themselves are trained.", "Lester et al. 2021", raw_of(direct, carrier="embeddings")),
+    "bake-direct": bake("The slots themselves are trained.", "Lester et al. 2021",
+        raw_of(direct, carrier="embeddings")),
     "bake-low-rank": bake("A base that stays, plus a product of two thin matrices.", "Xiao et al. 2023",
         raw_of(low_rank, carrier="embeddings", rank=2)),
     "bake-low-rank-hidden": bake("The same for hidden states, a product in each layer.", "Xiao et al. 2023",
@@ -231,6 +234,6 @@ LAYERS = {
         "Li & Liang 2021, section 4.3", raw_of(prefix_mlp, P, TINY.n_layer, C, 5), n_layer=2, n_head=2),
     "bake-ptuning-mlp": bake("P-tuning's encoder as PEFT has it: three linear layers with ReLU between them.",
         "Liu et al. 2021", raw_of(ptuning_mlp, P, C, 5)),
-    "bake-ptuning-lstm": bake("P-tuning's encoder as its paper has it: two LSTM layers both ways, linear, ReLU, linear.",
+    "bake-ptuning-lstm": bake("P-tuning's encoder as in its paper: two LSTM layers both ways, linear, ReLU, linear.",
         "Liu et al. 2021", raw_of(ptuning_lstm, P, C, 3)),
 }  # fmt: skip
