@@ -4,6 +4,8 @@ All look along one direction: f must be a function of one array that returns an 
 number held against the backward is d/dh <cotangent, f(x + h u)> at h = 0.
 """
 
+import warnings
+
 import numpy as np
 
 
@@ -19,6 +21,25 @@ def central_difference(f, x, direction, cotangent, step=6e-6):
     """(f(x + hu) - f(x - hu)) / 2h with h = step * max(1, |x|): right to about 1e-10 in float64."""
     h = step * max(1.0, float(np.abs(x).max()))
     return float((cotangent * (f(x + h * direction) - f(x - h * direction))).sum() / (2 * h))
+
+
+def suits_complex_step(f, arrays, rng):
+    """Whether f, of {name: array}, takes complex arrays and is analytic: both oracles then see the same slope.
+
+    They look along one direction of all arrays together, each moved in proportion to its length.
+    """
+    u = {name: unit_direction(rng, x.shape) * (np.linalg.norm(x) or 1) for name, x in arrays.items()}
+    moved = lambda h: np.asarray(f({name: x + h * u[name] for name, x in arrays.items()}))
+    out = moved(0.0)
+    cotangent = rng.standard_normal(out.shape)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", np.exceptions.ComplexWarning)
+            exact = complex_step(moved, 0.0, 1.0, cotangent)
+    except Exception:  # whatever code says that was not written for complex numbers
+        return False
+    slope, noise = central_difference(moved, 0.0, 1.0, cotangent), 1e-8 * np.abs(cotangent * out).sum()
+    return bool(abs(exact - slope) <= 1e-3 * max(abs(exact), abs(slope)) + noise)
 
 
 def taylor_rates(f, x, direction, gradient, h=1e-2, halvings=4):
