@@ -94,6 +94,8 @@ def check_replaceable(folder):
     if not folder.is_dir() or folder.is_symlink():
         raise ValueError(f"{folder} is no folder; name a new one for the golden set")
     found = {path.name for path in folder.iterdir()}
+    if found and MANIFEST not in found:
+        raise ValueError(f"{folder} holds no golden set but other files; name a new folder")
     if found and (foreign := sorted(found - {MANIFEST, *read_manifest(folder)["files"]})):
         raise ValueError(f"{folder} holds {foreign[0]}, which is not of its golden set; name a new folder")
 
@@ -164,10 +166,12 @@ def differences(path, told, case):
         lines.append(f"{name} is {'not asked for' if name in tensors else 'missing'}")
     for name in tensors.keys() & (given | asked).keys():
         error = tensor_error(tensors[name], (given | asked)[name])
-        tolerance = case.float64 if name in asked else 0.0
-        share = max(share, error / tolerance if tolerance and error <= tolerance else 0.0)
-        if not error <= tolerance:
-            lines.append(f"{name} is off by {error:.1e}; the tolerance is {tolerance:.0e}")
+        if name in given and error:
+            lines.append(f"{name}, which is given, is not what it was when it was drawn")
+        elif name in asked and not error <= case.float64:
+            lines.append(f"{name} is off by {error:.1e}; the tolerance is {case.float64:.0e}")
+        else:
+            share = max(share, error / case.float64)
     return sorted(lines), share
 
 

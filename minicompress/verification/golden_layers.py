@@ -111,7 +111,7 @@ def looked_up(draw):
 
 
 def heads(T=T, rows=None, P=P, masses=False, masked=False, shift=0.0):
-    """rows: how many pasts, None for none. shift: of one number of each key, which moves all scores of a query alike."""
+    """rows: how many pasts, None for none. shift: of one number of each key; it moves all scores of a query alike."""
 
     def inputs(draw):
         found = {name: draw(B, H, T, D) for name in "qkv"}

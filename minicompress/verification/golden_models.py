@@ -29,7 +29,8 @@ def weights(draw, config, name, scale=0.25, shift=0.0):
     """{name.h.0.…: array} of every weight, none of them special. shift: on one column of the head's own matrix."""
     found = {}
     for key, shape in shapes(config).items():
-        found[f"{name}.{key}"] = draw(*shape, scale=scale) + float("ln_" in key and key.endswith("weight"))
+        around = float("ln_" in key and key.endswith("weight"))
+        found[f"{name}.{key}"] = around + draw(*shape, scale=scale if len(shape) > 1 else 0.125)
     if shift:
         found[f"{name}.lm_head.weight"][:, 0] = shift
     return found
