@@ -17,6 +17,7 @@ from minicompress.prompts.layout import kv_from_flat
 from minicompress.prompts.soft_prompt import SoftPrompt
 from minicompress.prompts.template import parse
 from minicompress.trees import tree_map
+from minicompress.verification.setup import Setup
 
 
 def open_model(folder=None, device="cpu", dtype="float32", words=True):
@@ -177,7 +178,7 @@ def check_out(path, option="--out "):
         raise ValueError(f"{option}{path}: there is no folder {path.parent}")
 
 
-def check_trace_options(loss, dtype, gradients, teacher_context, teacher):
+def check_trace_options(loss, dtype, gradients, teacher_context, teacher, temperature=1.0):
     """Raises ValueError where the options of `trace` do not fit together."""
     check_choice("--loss", loss, "ce", "kl")
     check_choice("--dtype", dtype, "float64", "float32")
@@ -186,6 +187,54 @@ def check_trace_options(loss, dtype, gradients, teacher_context, teacher):
         raise ValueError("--loss kl needs --teacher-context FILE, what the teacher reads before every row")
     if loss == "ce" and (teacher_context or teacher):
         raise ValueError("--teacher and --teacher-context belong to --loss kl; this is --loss ce")
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"--temperature is {temperature}; it must be a finite number above 0")
+    if loss == "ce" and temperature != 1:
+        raise ValueError("--temperature belongs to --loss kl; this is --loss ce")
+
+
+def open_setup(facts, device="cpu"):
+    """What `trace` was asked, by a trace's facts, opened -> Setup, {part: hash of its weights}.
+
+    Raises ValueError with the arithmetic where something does not fit into n_positions.
+    """
+    dtype, rows, context, decode = (facts.get(name) for name in ("dtype", "tokens", "teacher_context", "decode"))
+    opened = open_model(facts["model"], device, dtype, words=False)
+    stands = open_prompt(facts["prompt"], opened) if facts["prompt"] else None
+    new = {"new_tokens": decode} if decode else {}
+    check_positions(opened.pair[1], **before(stands), tokens=max(map(len, rows)), **new)
+    guide = open_model(facts["teacher"], device, dtype, words=False) if facts["teacher"] else None
+    if guide and guide.pair[1].vocab_size != opened.pair[1].vocab_size:
+        sizes = f"{guide.pair[1].vocab_size:,} tokens and the model {opened.pair[1].vocab_size:,}"
+        raise ValueError(f"the teacher has {sizes}; distillation needs one vocabulary")
+    if context:
+        longest = max(sum(i >= 0 for i in row) for row in rows)  # a teacher reads no slots
+        check_positions((guide or opened).pair[1], teacher_context=len(context), tokens=longest)
+    setup = Setup(opened.pair, rows, stands, facts["labels"], guide and guide.pair, context, facts["gradients"],
+                  facts["temperature"], decode, facts["steps"], facts["twice"])  # fmt: skip
+    return setup, {"model": opened.hash} | ({"teacher": guide.hash} if guide else {})
+
+
+def check_same_question(facts, others):
+    """Raises ValueError where two traces say that they are of different rows, labels, teachers or steps."""
+    asked = ("tokens", "labels", "teacher_context", "temperature", "decode", "steps", "hashes")
+    for name in asked if facts and others else ():
+        if facts.get(name) != others.get(name):
+            what = "weights" if name == "hashes" else name.replace("_", " ")
+            raise ValueError(f"the two are traces of different {what}; trace both with the same")
+
+
+def setup_again(facts, paths):
+    """-> the Setup of a trace that is here already and "", or None and why not. paths: where its parts are now."""
+    if "tokens" not in facts:
+        return None, "neither file says what it is a trace of; the first should be one that `trace` wrote"
+    try:
+        setup, hashes = open_setup(facts | paths)
+    except (ValueError, OSError, LookupError, TypeError) as reason:
+        return None, f"{reason}; say where it is with --model, --prompt, --teacher"
+    if changed := [part for part, value in hashes.items() if facts.get("hashes", {}).get(part, value) != value]:
+        return None, f"the {changed[0]} is no longer the one that was traced"
+    return setup, ""
 
 
 def read_trace_rows(tokens, labels=None, context=None):

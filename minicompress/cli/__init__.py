@@ -9,9 +9,22 @@ from minicompress.cli.golden import golden
 from minicompress.cli.inspect import inspect
 from minicompress.cli.tune import tune
 from minicompress.cli.use import ask, generate
-from minicompress.cli.verify import trace
+from minicompress.cli.verify import diff, trace
 
-__all__ = ["app", "ask", "compress", "export", "generate", "golden", "import_", "inspect", "main", "trace", "tune"]
+__all__ = [
+    "app",
+    "ask",
+    "compress",
+    "diff",
+    "export",
+    "generate",
+    "golden",
+    "import_",
+    "inspect",
+    "main",
+    "trace",
+    "tune",
+]
 
 
 def main() -> None:

@@ -36,7 +36,7 @@ def test_weights_are_hashed_only_for_a_prompt_and_once(run, here, model, prompt,
     calls, real = [], weights_loader.model_hash
     monkeypatch.setattr(weights_loader, "model_hash", lambda folder: (calls.append(folder), real(folder))[1])
     for arguments, times in (
-        (["generate", "Tom"], 0), (["trace", "--tokens", "tokens.json", "--out", "t"], 0), (["ask", prompt, "Who?"], 1),
+        (["generate", "Tom"], 0), (["trace", "--tokens", "tokens.json", "--out", "t"], 1), (["ask", prompt, "Who?"], 1),
         (["generate", "Tom", "--prompt", prompt, "--prompt", prompt], 1),
     ):  # fmt: skip
         calls.clear()
