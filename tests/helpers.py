@@ -3,19 +3,14 @@
 import numpy as np
 
 from minicompress.arrays import array_module
-from minicompress.gpt2 import Config, backward, embed, embed_backward, forward, head_loss, init
+from minicompress.gpt2 import Config, backward, embed, embed_backward, forward, head_loss
 from minicompress.gpt2.model import positions
 from minicompress.layers import losses
 from minicompress.trees import flatten, tree_map, unflatten
-from minicompress.verification.oracles import unit_direction
+from minicompress.verification.cases import random_params as random_params
+from minicompress.verification.oracles import leaning_direction
 
 TINY = Config(vocab_size=17, n_positions=24, n_embd=12, n_layer=2, n_head=3)
-
-
-def random_params(config, rng, dtype=np.float64):
-    """Weights with nothing special about them: no zero biases, no LayerNorm weights of one."""
-    params = init(config, rng, np.float64, scale=0.3)
-    return tree_map(lambda w: (w + 0.2 * rng.standard_normal(w.shape)).astype(dtype), params)
 
 
 def random_ids(config, rng, B, T):
@@ -102,12 +97,11 @@ def prompt_losses(params, config, slots, ids, objective):
 def directional_error(oracle, f, x, gradient, cotangent, rng, directions=2, floor=1e-3):
     """How far <gradient, u> is from the oracle's d/dh <cotangent, f(x + h u)>, relative; the worst of some u.
 
-    Each u is random and leans along the gradient, so that the number compared is not near zero by
-    chance; where the truth is zero, `floor` stands in for it.
+    Where the truth is zero, `floor` stands in for it.
     """
     errors = []
     for _ in range(directions):
-        u = unit_direction(rng, x.shape) + gradient / (np.linalg.norm(gradient) or 1)
+        u = leaning_direction(rng, gradient)
         truth = oracle(f, x, u, cotangent)
         errors.append(abs((gradient * u).sum() - truth) / max(abs(truth), floor))
     return max(errors, key=lambda error: (np.isnan(error), error))

@@ -10,8 +10,9 @@ import numpy as np
 
 from minicompress.layers.gelu import gelu
 from minicompress.layers.layernorm import layernorm
-from minicompress.prompts.carriers import slots_shape
-from minicompress.prompts.soft_prompt import SoftPrompt
+from minicompress.verification.cases import KINDS as KINDS
+from minicompress.verification.cases import random_prompt as random_prompt
+from minicompress.verification.cases import with_slots as with_slots
 
 
 class Read(NamedTuple):
@@ -76,34 +77,3 @@ def plain_head(q, k, v, past):
         weights = weights * np.concatenate([np.exp(past[2]), np.ones(T)])  # a mass of e^β
     probs = weights / weights.sum(-1, keepdims=True)
     return probs @ v, probs
-
-
-# Random prompts of every kind.
-
-KINDS = ["embeddings", "embeddings, unshifted", "embeddings, logical", "hidden", "hidden, unshifted", "hidden, logical",
-         "kv", "kv, unshifted", "kv, logical", "kv with masses", "kv with masses, logical", "in rows"]  # fmt: skip
-OFFSET = 7
-
-
-def random_prompt(kind, config, P, rng, dtype=np.float64):
-    """P slots, none of whose numbers is special."""
-    carrier, _, positions = kind.partition(", ")
-    carrier, _, masses = carrier.partition(" with ")
-    options = {"positions": positions or "compact", "offset": OFFSET if positions == "logical" else None}
-    if masses:
-        options["beta"] = rng.standard_normal((config.n_layer, config.n_head, P)).astype(dtype)
-    if carrier == "in rows":
-        carrier, options = "embeddings", {"template": f"{{before}}[{P}]{{text}}"}
-    slots = rng.standard_normal(slots_shape(carrier, config, P)).astype(dtype)
-    return SoftPrompt(slots, carrier, **options)
-
-
-def with_slots(rows, P, rng, fill=None):
-    """Rows with slots -1 .. -P strewn among their tokens, in another order in each, one of them twice; or `fill`."""
-    strewn = []
-    for row in rows:
-        row = list(row)
-        for slot in [*rng.permutation(P), rng.integers(P)]:
-            row.insert(rng.integers(len(row) + 1), -1 - int(slot) if fill is None else fill)
-        strewn.append(row)
-    return strewn

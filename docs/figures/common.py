@@ -12,8 +12,8 @@ import numpy as np
 FIGURES = Path(__file__).resolve().parent
 sys.path.insert(0, str(FIGURES.parents[1]))
 
-from minicompress.gpt2 import Config, init  # noqa: E402
-from minicompress.trees import tree_map  # noqa: E402
+from minicompress.gpt2 import Config  # noqa: E402
+from minicompress.verification import cases  # noqa: E402
 
 BLUE, ORANGE, GREEN, RED, GREY = "#3465a4", "#ce7b00", "#4e8a06", "#b02020", "#8a8a8a"
 TINY = Config(vocab_size=17, n_positions=64, n_embd=12, n_layer=2, n_head=3)
@@ -26,9 +26,7 @@ plt.rcParams.update({
 
 def random_params(config=TINY, seed=0):
     """Weights with nothing special about them, in float64: no zero biases, no LayerNorm weights of one."""
-    rng = np.random.default_rng(seed)
-    params = init(config, rng, np.float64, scale=0.3)
-    return tree_map(lambda w: w + 0.2 * rng.standard_normal(w.shape), params)
+    return cases.random_params(config, np.random.default_rng(seed))
 
 
 def save(figure, script):
