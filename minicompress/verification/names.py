@@ -37,6 +37,9 @@ WEIGHTS = {
 }  # fmt: skip
 
 
+CLEARLY = 0.5  # another layout is taken where it brings a tensor this much nearer
+
+
 class Aligned(NamedTuple):
     tensors: dict  # under our names, in the reference's layout where that is possible
     notes: dict  # {name: how it was laid out}
@@ -47,6 +50,8 @@ def align(suspect, reference):
     """The suspect's tensors as the reference has them -> Aligned."""
     named = joined(renamed(suspect, reference), reference)
     shape = Shape.of(reference)
+    if not padded_left(named, reference, shape):
+        shape = shape._replace(lengths=None)
     tensors, notes = {}, {}
     for name, tensor in named.items():
         if name not in reference and name.removeprefix("again.") not in reference:
@@ -58,6 +63,12 @@ def align(suspect, reference):
         if whole is not None and whole.ndim == 3 and whole.shape[1] == shape.P + shape.T:
             tensors["first_logits"] = whole[:, shape.P - 1, : reference["logits"].shape[-1]]
     return Aligned(tensors, {n: w for n, w in notes.items() if w}, sorted(set(named) - set(tensors)))
+
+
+def padded_left(named, reference, shape):
+    """Whether the suspect's rows stand at the right ends: told by the first tensor that both have of every token."""
+    name = next((n for n in ("hidden.0", "ln_1.0", "logits") if n in named and n in reference), None)
+    return name is not None and "left padding" in fit(named[name], reference[name], shape, name)[1]
 
 
 class Shape(NamedTuple):
@@ -157,7 +168,7 @@ def fit(tensor, wanted, shape, name):
         return tensor, ""
     distance = {how: np.linalg.norm(np.nan_to_num(made) - wanted) for how, made in readings.items()}
     how = min(distance, key=distance.get)
-    how = "" if "" in readings and distance[""] <= distance[how] * (1 + 1e-6) else how
+    how = "" if "" in readings and distance[how] >= CLEARLY * distance[""] else how
     return readings[how], how
 
 

@@ -4,13 +4,24 @@ A sum of K products, rounded to a relative u each time, is off by about u √K. 
 has been through that many of them, so its tolerance is SAFETY · u · √K · (1 + d). Two things make rounding
 larger than that: scores whose exponentials are taken (an error of u |score| becomes a relative one), and a
 difference of two distributions that are nearly the same, which is where every gradient begins.
+
+Where a tensor exceeds its tolerance by little, and the model is at hand, rounding is not estimated but
+measured: the plain GPT-2 is run in the coarser dtype of the two, and what it is off by counts.
 """
 
 import re
+from dataclasses import replace
 
 import numpy as np
 
-SAFETY = 4
+from minicompress.trees import tree_map
+from minicompress.verification.oracles import relative_error
+from minicompress.verification.plain.backward import answer
+from minicompress.verification.plain.steps import decode, take_steps
+
+SAFETY = 8
+DOUBTFUL = 1000  # times its tolerance: up to here an error may yet be rounding, in an ill-conditioned tensor
+MEASURED = 32  # times the rounding error that a right implementation was seen to have
 ROUNDOFF = {2: 2.0**-11, 4: 2.0**-24, 8: 2.0**-53}  # by bytes of a number
 
 
@@ -20,7 +31,8 @@ class Tolerances:
     def __init__(self, reference, suspect):
         self.reference = reference
         floats = [t.dtype.itemsize for ts in (reference, suspect) for t in ts.values() if t.dtype.kind == "f" and t.ndim]
-        self.u = ROUNDOFF[min(floats, default=8)]
+        self.bytes = min(floats, default=8)
+        self.u = ROUNDOFF[self.bytes]
         self.layers = sum(bool(re.fullmatch(r"hidden\.\d+", name)) for name in reference) - 1
         self.layers = max(self.layers, 1 + max([int(m[1]) for n in reference if (m := re.search(r"\bh\.(\d+)\.", n))], default=0), 1)
         widths = [t.shape[-1] for n, t in reference.items() if n.startswith(("fc.", "hidden.", "attention."))]
@@ -77,3 +89,17 @@ class Tolerances:
         if name.startswith(("after.", "adam.")):
             tolerance *= 100  # Adam divides by the gradient's size, number by number: the smallest round most
         return float(tolerance)
+
+
+def measured(setup, reference, bytes_of_a_number):
+    """{name: error} of the plain GPT-2, run in floats of so many bytes, against the reference."""
+    dtype = np.dtype(f"f{max(4, bytes_of_a_number)}")
+    cast = lambda tree: tree_map(lambda w: w.astype(dtype), tree)
+    model, teacher = ((cast(pair[0]), pair[1]) if pair else None for pair in (setup.model, setup.teacher))
+    prompt = setup.prompt
+    if prompt is not None:
+        here = lambda part: None if part is None else cast(part)
+        prompt = replace(prompt, slots=here(prompt.slots), beta=here(prompt.beta), raw=here(prompt.raw))
+    setup = setup._replace(model=model, teacher=teacher, prompt=prompt)
+    made = answer(setup) | (decode(setup) if setup.decode else {}) | (take_steps(setup) if setup.steps else {})
+    return {name: relative_error(made[name].astype(np.float64), x) for name, x in reference.items() if name in made}
