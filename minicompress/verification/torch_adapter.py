@@ -55,7 +55,7 @@ class Trace:
 
     @contextmanager
     def again(self):
-        """A second forward of the same, inside this `with`, kept as again.*."""
+        """For a `with` of its own, after that of `record`: a second forward of the same, kept as again.*."""
         with listening(self.subject, *self.told) as second:
             yield
         kept = {name: x for name, x in second.items() if name in AGAIN or name.startswith("hidden.")}
@@ -79,7 +79,7 @@ class Trace:
             raise ValueError("the optimiser moves no weight or prompt of the recorded model; give the one that does")
         kinds = {"after": lambda p: p}
         if any("exp_avg" in state for state in optimizer.state.values()):  # it is an Adam
-            moment = lambda key, p: optimizer.state[p].get(key, 0 * p)
+            moment = lambda key, p: optimizer.state.get(p, {}).get(key, 0 * p)  # none yet, if no gradient came
             kinds |= {"adam.m": partial(moment, "exp_avg"), "adam.v": partial(moment, "exp_avg_sq")}
         for kind, of in kinds.items():
             self.tensors |= {f"{kind}.{name}": weight.array(of) for name, weight in trained.items()}

@@ -12,11 +12,13 @@ HEARD_OUT = {"ln_1": "ln_1", "ln_2": "ln_2", "fc": "fc"}  # what comes out of on
 class Ear:
     """What the hooks of one forward and of all backward passes hear; arrays are copied at once, before anyone moves on.
 
-    values, grads: (B, R, ...) by name; of the R rows the last T are the tokens'. grads also by a parameter's id.
+    values, grads: (B, R, ...) by name; of the R rows the last T are the tokens'. grads also by a parameter's id, from
+    when a backward reaches the recorded forward's end until the model runs again.
     """
 
     def __init__(self, subject, which=None):
-        self.subject, self.which, self.forwards, self.running = subject, which, 0, False
+        self.subject, self.which, self.forwards = subject, which, 0
+        self.running = self.going_back = False
         self.values, self.grads, self.past, self.given, self.handles = {}, {}, {}, {}, []
 
     def attach(self):
@@ -34,10 +36,10 @@ class Ear:
         self.after(s.ends["ln_f"], "ln_f", wanted=True)
         for module, name in ((s.ends.get("head"), "logits"), (s.encoder, "prompt")):
             if module is not None:
-                self.after(module, name, wanted=name == "prompt")
+                self.after(module, name, wanted=True)
         for p in {id(p): p for weight in s.weights.values() for p in weight.params}.values():
             if p.requires_grad:
-                add(p.register_hook(partial(self.keep_grad, id(p))))
+                add(p.register_hook(partial(self.keep_weight_grad, id(p))))
         add(s.model.register_forward_hook(self.end))
 
     def before(self, module, name, wanted=False):
@@ -61,8 +63,9 @@ class Ear:
         """The model's forward begins. Raises ValueError where it is the second, and nobody said which to keep."""
         if self.forwards and self.which is None:
             raise ValueError("the model runs a second time inside `record`: say which=0, or 1, to record one of the "
-                             "forwards, or put `with trace.again():` around the second")  # fmt: skip
+                             "forwards, or run the second afterwards, inside `with trace.again():`")  # fmt: skip
         self.running, self.forwards = self.forwards == (self.which or 0), self.forwards + 1
+        self.going_back = False
         if not self.running:
             return
         self.given = signature(module.forward).bind(*args, **kwargs).arguments
@@ -86,7 +89,13 @@ class Ear:
                 self.handles.append(x.register_hook(partial(self.keep_grad, name)))
 
     def keep_grad(self, name, grad):
-        self.grads[name] = self.grads.get(name, 0) + host(grad)
+        self.going_back = True
+        if name != "logits":
+            self.grads[name] = self.grads.get(name, 0) + host(grad)
+
+    def keep_weight_grad(self, number, grad):
+        if self.going_back:
+            self.grads[number] = self.grads.get(number, 0) + host(grad)
 
     def keep_past(self, layer, module, args, kwargs):
         """Keys and values that stand before this layer's own: of Transformers' cache, or a pair of tensors."""

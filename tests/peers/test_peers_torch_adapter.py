@@ -13,11 +13,13 @@ from minicompress.gpt2 import Config
 from minicompress.prompts.layout import kv_from_flat
 from minicompress.prompts.parameterisations import kind_of
 from minicompress.prompts.soft_prompt import SoftPrompt
+from minicompress.verification import torch_adapter, torch_hooks, torch_parts
 from minicompress.verification.oracles import relative_error
 from minicompress.verification.repeated import decoded, stepped
 from minicompress.verification.torch_adapter import record
 from minicompress.verification.trace import trace
 from minicompress.verification.trace_file import read_trace
+from test_planted_bugs import Bug, planted_error
 
 pytestmark = pytest.mark.peers
 each_shape = pytest.mark.parametrize("config", SHAPES, ids=lambda c: f"{c.n_layer}x{c.n_embd}")
@@ -61,7 +63,13 @@ def wrapped(kind, config, dtype=torch.float64, seed=0):
         encoder.frozen_embedding.requires_grad_(False)  # as PEFT has it
     flat = to_numpy(tuned.get_prompt_embedding_to_save("default"))
     raw = raw_of(encoder, config)
-    slots = kind_of(raw, config)[0](raw)[0] if raw else flat if kind in IN_FRONT else kv_from_flat(flat, config.n_layer, config.n_head)
+    slots = (
+        kind_of(raw, config)[0](raw)[0]
+        if raw
+        else flat
+        if kind in IN_FRONT
+        else kv_from_flat(flat, config.n_layer, config.n_head)
+    )
     return tuned, (params, config), SoftPrompt(slots, "embeddings" if kind in IN_FRONT else "kv", raw=raw)
 
 
@@ -72,7 +80,9 @@ def raw_of(encoder, config):
         return None
     if "trainable_embedding" in named:
         parts = {"frozen": "frozen_embedding", "slots": "trainable_embedding"}
-        return {ours: kv_from_flat(to_numpy(named[theirs]), config.n_layer, config.n_head) for ours, theirs in parts.items()}
+        return {
+            ours: kv_from_flat(to_numpy(named[theirs]), config.n_layer, config.n_head) for ours, theirs in parts.items()
+        }
     return encoder_tree(encoder, 2 if hasattr(encoder, "lstm_head") else None)
 
 
@@ -98,6 +108,12 @@ def errors_of(theirs, ours, least=()):
         assert theirs[name].shape == ours[name].shape, (name, theirs[name].shape, ours[name].shape)
         assert theirs[name].dtype == ours[name].dtype, name
     return {name: relative_error(theirs[name], ours[name]) for name in shared}
+
+
+def worst(theirs, ours):
+    """Their largest error; ∞ where a tensor of ours is missing or of another shape."""
+    same = lambda name: name in theirs and theirs[name].shape == ours[name].shape
+    return max(relative_error(theirs[name], ours[name]) if same(name) else np.inf for name in ours)
 
 
 def assert_close(theirs, ours, tolerance, least=()):
@@ -222,20 +238,27 @@ def by_hand(carrier, config=SHAPES[0]):
         if carrier == "embeddings":
             x = torch.cat([slots.expand(len(ROWS), -1, -1), model.transformer.wte(padded(ROWS))], dim=1)
             return model(inputs_embeds=x, attention_mask=mask).logits
-        cache = transformers.DynamicCache([(k.expand(len(ROWS), -1, -1, -1), v.expand(len(ROWS), -1, -1, -1)) for k, v in slots])
+        cache = transformers.DynamicCache(
+            [(k.expand(len(ROWS), -1, -1, -1), v.expand(len(ROWS), -1, -1, -1)) for k, v in slots]
+        )
         return model(padded(ROWS), attention_mask=mask, past_key_values=cache).logits
 
     return model, slots, call, ours, SoftPrompt(to_numpy(slots), carrier)
 
 
-@pytest.mark.parametrize("carrier", ["embeddings", "kv"])
-def test_a_prompt_of_the_user_s_own(carrier):
+def by_hand_error(carrier):
+    """The slots take a step at once: what is recorded is what the model read."""
     model, slots, call, ours, prompt = by_hand(carrier)
     with record(model, labels=padded(LABELS, -100), prompt=slots) as theirs:
         theirs.loss(loss := loss_of(call(), padded(LABELS, -100), P if carrier == "embeddings" else 0))
         loss.backward()
-    expected = trace(ours, ROWS, prompt, LABELS, gradients="all")
-    assert_close(theirs.tensors, expected, 1e-12, expected)
+        slots.data.sub_(slots.grad)
+    return worst(theirs.tensors, trace(ours, ROWS, prompt, LABELS, gradients="all"))
+
+
+@pytest.mark.parametrize("carrier", ["embeddings", "kv"])
+def test_a_prompt_of_the_user_s_own(carrier):
+    assert by_hand_error(carrier) <= 1e-12
 
 
 # Other modules of the same parts.
@@ -248,7 +271,12 @@ class Block(torch.nn.Module):
         super().__init__()
         self.norm1, self.norm2 = torch.nn.LayerNorm(C), torch.nn.LayerNorm(C)
         self.qkv = torch.nn.ModuleList(torch.nn.Linear(C, C) for _ in range(3)) if apart else torch.nn.Linear(C, 3 * C)
-        self.out, self.up, self.down, self.H = torch.nn.Linear(C, C), torch.nn.Linear(C, 4 * C), torch.nn.Linear(4 * C, C), H
+        self.out, self.up, self.down, self.H = (
+            torch.nn.Linear(C, C),
+            torch.nn.Linear(C, 4 * C),
+            torch.nn.Linear(4 * C, C),
+            H,
+        )
 
     def forward(self, x):
         h = self.norm1(x)
@@ -275,7 +303,11 @@ class Nano(torch.nn.Module):
         for layer in self.layers:
             x = layer(x)
         logits = self.head(self.norm(x))
-        loss = None if targets is None else torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
+        loss = (
+            None
+            if targets is None
+            else torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
+        )
         return logits, loss
 
 
@@ -292,7 +324,9 @@ def nano(apart):
     with torch.no_grad():
         for weight in model.parameters():
             weight.normal_(0, 0.3)
-    pair = lambda m, turn=False: {"weight": to_numpy(m.weight.T if turn else m.weight)} | ({} if m.bias is None else {"bias": to_numpy(m.bias)})
+    pair = lambda m, turn=False: (
+        {"weight": to_numpy(m.weight.T if turn else m.weight)} | ({} if m.bias is None else {"bias": to_numpy(m.bias)})
+    )
 
     def block(b):
         qkv = [pair(m, True) for m in (b.qkv if apart else [b.qkv])]
@@ -310,7 +344,9 @@ def nano(apart):
 def test_another_module_by_names(apart):
     model, ours = nano(apart)
     ids, targets = padded(ROWS), padded([[*row[1:], -1] for row in ROWS], -1)
-    with record(model, names=NANO | (APART if apart else {}), n_head=2, mask=mask_of(ROWS), labels=padded(ROWS, -100)) as theirs:
+    with record(
+        model, names=NANO | (APART if apart else {}), n_head=2, mask=mask_of(ROWS), labels=padded(ROWS, -100)
+    ) as theirs:
         _, loss = model(ids, targets)
         loss.backward()
     expected = trace(ours, ROWS, gradients="all")
@@ -322,7 +358,9 @@ def test_another_module_by_names(apart):
 
 
 def test_chance_shows_in_a_second_forward():
-    config = transformers.GPT2Config(vocab_size=17, n_positions=32, n_embd=12, n_layer=2, n_head=3, bos_token_id=None, eos_token_id=None)
+    config = transformers.GPT2Config(
+        vocab_size=17, n_positions=32, n_embd=12, n_layer=2, n_head=3, bos_token_id=None, eos_token_id=None
+    )
     model = transformers.GPT2LMHeadModel(config)
     for mode, differs in ((model.eval, False), (model.train, True)):
         mode()
@@ -357,7 +395,7 @@ def test_steps(kind, clip):
     assert expected.keys() <= theirs.tensors.keys()
     # clip_grad_norm_ divides by the norm + 1e-6; Adam divides what is nearly 0 by its own size
     assert_close({name: theirs.tensors[name] for name in expected}, expected, 1e-5 if clip else 1e-9)
-    assert_close({name: x for name, x in theirs.tensors.items() if not name.startswith("grad.")}, first, 1e-12, {"logits", "hidden.0"})
+    assert_close(theirs.tensors, first, 1e-12, {"logits", "hidden.0", "grad.ln_f"})
 
 
 def test_steps_by_another_optimiser():
@@ -370,23 +408,28 @@ def test_steps_by_another_optimiser():
     optimizer.step()
     theirs.stepped(optimizer, [loss])
     tensors = theirs.tensors
-    assert np.array_equal(tensors["after.prompt"], to_numpy(slots)) and not any(name.startswith("adam") for name in tensors)
+    assert np.array_equal(tensors["after.prompt"], to_numpy(slots)) and not any(
+        name.startswith("adam") for name in tensors
+    )
     assert relative_error(tensors["after.prompt"], tensors["prompt"] - 0.1 * tensors["grad.prompt"]) <= 1e-14
 
 
-@pytest.mark.parametrize("kind", ["none", "prefix"])
+@pytest.mark.parametrize("kind", ["none", "prompt", "prefix"])
 def test_decoding(kind):
+    """Theirs without a cache: with one, PEFT 0.21 on Transformers 5.24 reads all tokens anew behind a prompt at every step."""
     model, ours, prompt = wrapped(kind, SHAPES[0])
     ids = torch.tensor([[3, 1, 4], [1, 5, 9]])
     with record(model) as theirs:
         model(ids)
-    out = model.generate(input_ids=ids, attention_mask=0 * ids + 1, max_new_tokens=5, do_sample=False, pad_token_id=0,
+    out = model.generate(input_ids=ids, attention_mask=0 * ids + 1, max_new_tokens=5, do_sample=False, pad_token_id=0, use_cache=False,
                          output_logits=True, return_dict_in_generate=True)  # fmt: skip
     theirs.decoded(out.sequences[:, 3:], out.logits)
     expected = decoded(ours, ids.tolist(), prompt, 5)
     got = {name: theirs.tensors[name] for name in expected}
     assert np.array_equal(got["decoded"], expected["decoded"])
-    assert relative_error(got["decoded_logits"].astype(np.float64), expected["decoded_logits"]) <= 1e-6  # theirs are float32
+    assert (
+        relative_error(got["decoded_logits"].astype(np.float64), expected["decoded_logits"]) <= 1e-6
+    )  # theirs are float32
 
 
 def test_a_file(tmp_path):
@@ -467,15 +510,21 @@ def run_in(model, body=lambda: None, **options):
 def test_mistakes():
     model, _, _ = wrapped("none", SHAPES[0])
     call = lambda: model(padded(ROWS))
-    assert "Linear has no 'transformer.h', where its 'blocks' should be" in the_line(lambda: run_in(torch.nn.Linear(2, 2)))
-    assert "GPT2Block has no 'mlp.up', where its 'fc' should be" in the_line(lambda: run_in(model, names={"fc": "mlp.up"}))
+    assert "Linear has no 'transformer.h', where its 'blocks' should be" in the_line(
+        lambda: run_in(torch.nn.Linear(2, 2))
+    )
+    assert "GPT2Block has no 'mlp.up', where its 'fc' should be" in the_line(
+        lambda: run_in(model, names={"fc": "mlp.up"})
+    )
     assert "names holds layers; the parts are blocks" in the_line(lambda: run_in(model, names={"layers": "h"}))
     assert "record(model, n_head=...)" in the_line(lambda: run_in(nano(False)[0], names=NANO))
     assert "5 heads do not divide the model's width, 12" in the_line(lambda: run_in(model, call, n_head=5))
     assert "nothing was recorded" in the_line(lambda: run_in(model))
     assert "nothing was recorded" in the_line(lambda: run_in(model, lambda: model.transformer(padded(ROWS))))
     assert "runs a second time inside `record`" in the_line(lambda: run_in(model, lambda: (call(), call())))
-    assert "the mask has shape [3, 2]; the model read 3 rows of 6" in the_line(lambda: run_in(model, call, mask=np.ones((3, 2))))
+    assert "the mask has shape [3, 2]; the model read 3 rows of 6" in the_line(
+        lambda: run_in(model, call, mask=np.ones((3, 2)))
+    )
     assert "the labels has shape [18]" in the_line(lambda: run_in(model, call, labels=np.ones(18)))
     assert not hooks_of(model)
     with record(model) as theirs:
@@ -484,9 +533,103 @@ def test_mistakes():
     assert "moves no weight" in the_line(lambda: theirs.stepped(other, []))
 
 
+def two_forwards_error(which=0):
+    """The other one's logits and gradients leave no trace."""
+    model, ours, _ = wrapped("none", SHAPES[0])
+    with record(model, which=which, labels=padded(LABELS[: 3 if which else 2], -100)) as theirs:
+        losses = [step(model, "none", ROWS[:n], LABELS[:n]) for n in (2, 3)]
+    theirs.loss(losses[which])
+    n = 3 if which else 2
+    return worst(theirs.tensors, trace(ours, ROWS[:n], None, LABELS[:n], gradients="all"))
+
+
 @pytest.mark.parametrize("which", [0, 1])
 def test_which_of_two_forwards(which):
-    model, _, _ = wrapped("none", SHAPES[0])
-    with record(model, which=which) as theirs, torch.no_grad():
-        logits = [model(padded(rows)).logits for rows in (ROWS, ROWS[:2])]
-    assert np.array_equal(theirs.tensors["logits"], to_numpy(logits[which]))
+    assert two_forwards_error(which) <= 1e-12
+
+
+# Bugs planted in the recorder.
+
+
+def step_error(kind="none"):
+    """A step whose backward is in two parts, and which leaves none of its gradients as it was."""
+    model, ours, prompt = wrapped(kind, SHAPES[0])
+    with record(model, labels=padded(LABELS, -100)) as theirs:
+        logits = model(input_ids=padded(ROWS), attention_mask=mask_of(ROWS)).logits
+        loss = loss_of(logits, padded(LABELS, -100), P if kind in IN_FRONT else 0)
+        (0.25 * loss).backward(retain_graph=True)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+        model.zero_grad()
+        (0.75 * loss).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+        theirs.loss(loss)
+    expected = trace(ours, ROWS, prompt, LABELS, gradients="all")
+    expected.pop("grad.raw.frozen", None)
+    return np.inf if theirs.tensors.keys() - expected.keys() else worst(theirs.tensors, expected)
+
+
+def left_error():
+    model, ours, _ = wrapped("none", SHAPES[0])
+    mask = mask_of(ROWS, left=True)
+    with record(model, labels=padded(LABELS, -100, left=True)) as theirs, torch.no_grad():
+        model(padded(ROWS, 5, left=True), attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0))
+    expected = trace(ours, ROWS, None, LABELS)
+    return worst(
+        theirs.tensors,
+        {name: x for name, x in expected.items() if name in ("losses", "logits", "key.1", "attention.1", "gelu.0")},
+    )
+
+
+def nano_error(apart):
+    model, ours = nano(apart)
+    with record(
+        model, names=NANO | (APART if apart else {}), n_head=2, mask=mask_of(ROWS), labels=padded(ROWS, -100)
+    ) as theirs:
+        loss_of(model(padded(ROWS))[0], padded(ROWS, -100), 0).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+    expected = trace(ours, ROWS, gradients="all")
+    return worst(theirs.tensors, {name: x for name, x in expected.items() if name != "loss"})
+
+
+CHECKS = {kind: partial(step_error, kind) for kind in KINDS} | {
+    "left padding": left_error,
+    "two forwards": two_forwards_error,
+    "by hand": partial(by_hand_error, "embeddings"),
+    "linear layers": partial(nano_error, False),
+    "three linear layers": partial(nano_error, True),
+}
+BUGS = [
+    Bug("slots counted as tokens", "prompt", torch_adapter.arranged, "x[:, n:]", "x[:, : x.shape[1] - n]"),
+    Bug("padding stays on the left", "left padding", torch_adapter.arranged, "np.argsort(~real, ", "np.argsort(0 * real, "),
+    Bug("padding not emptied", "none", torch_adapter.arranged, "move = lambda x: np.where(real[..., None], ", "move = lambda x: np.where(True, "),
+    Bug("labels stay on the left", "left padding", torch_adapter.arranged, '"labels"), order', '"labels"), np.sort(order)'),
+    Bug("the first slot's word on the first token", "prompt", torch_adapter.arranged, "n - 1]", "0]"),
+    Bug("losses a token late", "none", torch_adapter.losses_of, "[before, tensors[\"logits\"][:, :-1]]", "[tensors[\"logits\"]]"),
+    Bug("a first token is scored by nothing", "none", torch_adapter.losses_of, "&= first is not None", "&= True"),
+    Bug("the past's keys and values confused", "prefix", torch_adapter.heads_apart, "past[i : i + 1]", "past[1 - i :][:1]"),
+    Bug("the past behind the tokens", "prefix", torch_adapter.heads_apart, "[before[i], own[i]]", "[own[i], before[i]]"),
+    Bug("probabilities without the past", "prefix", torch_adapter.heads_apart, "attention(q, *own, before)", "attention(q, *own)"),
+    Bug("heads and channels mixed up", "none", torch_adapter.heads_apart, "H, C // H).swapaxes(1, 2)", "C // H, H).transpose(0, 3, 1, 2)"),
+    Bug("a prompt's gradient from one row", "prefix", torch_adapter.trained, '["prompt"].sum(0)', '["prompt"][0]'),
+    Bug("the table in the place of the encoder's output", "p-tuning", torch_hooks.Ear, '(s.encoder, "prompt")', '(s.encoder, "unheard")'),
+    Bug("gradients of every forward", "two forwards", torch_hooks.Ear, "self.going_back = False\n        if", "if"),
+    Bug("the last of several backward passes", "none", torch_hooks.Ear, "self.grads.get(name, 0) + host(grad)", "host(grad)"),
+    Bug("keys, values and queries in another order", "none", torch_hooks.Ear, "chunk(3, -1)[n]", "chunk(3, -1)[n - 1]"),
+    Bug("arrays that are still theirs", "by hand", torch_parts.host, ".numpy().copy()", ".numpy()"),
+    Bug("linear weights (out, in)", "linear layers", torch_parts.weights_of, 'turn and hasattr(module, "out_features")', "False"),
+    Bug("Conv1D's weights turned", "none", torch_parts.weights_of, 'turn and hasattr(module, "out_features")', "turn"),
+    Bug("three weights one below another", "three linear layers", torch_parts.side_by_side, "axis=-1", "axis=0"),
+    Bug("a tied head as one of its own", "none", torch_parts.model_weights, 'part != "head" or ', "True or "),
+    Bug("encoder's weights (out, in)", "p-tuning", torch_parts.encoder_weights, "own[0].T", "own[0]"),
+    Bug("the LSTM's directions confused", "p-tuning, LSTM", torch_parts.encoder_weights, "{reverse or 'onward'}", "{'onward' if reverse else 'reverse'}"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS)
+def test_every_check_passes_on_the_real_source(check):
+    assert check() <= 1e-12
+
+
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
+def test_every_planted_bug_is_caught(bug, monkeypatch):
+    assert not planted_error(bug, CHECKS, monkeypatch) <= 1e-6
