@@ -39,7 +39,7 @@ class Evidence:
         self.differing, self.first_name, self.tolerances = differing, first.name, tolerances
         self.first_error, self.first_stage = first.error, stage(first.name)
         loss = suspect.get("loss")
-        self.suspect_loss = float(loss) if loss is not None and loss.size == 1 and np.isfinite(loss) else None
+        self.suspect_loss = float(loss) if loss is not None and loss.shape == () and np.isfinite(loss) else None
 
     @cached_property
     def tape(self):

@@ -165,7 +165,7 @@ def fit(tensor, wanted, shape, name):
     if not readings:
         return tensor, ""
     if "" in readings and len(readings) == 1:
-        return tensor, ""
+        return readings[""], ""
     distance = {how: np.linalg.norm(np.nan_to_num(made) - wanted) for how, made in readings.items()}
     how = min(distance, key=distance.get)
     how = "" if "" in readings and distance[how] >= CLEARLY * distance[""] else how

@@ -18,7 +18,8 @@ def detached(evidence):
     ours = evidence.reference.get("grad.prompt")
     theirs = evidence.suspect.get("grad.prompt")
     gradients = [name for name in evidence.suspect if name.startswith("grad.")]
-    if ours is None or not ours.any() or (theirs is None and not gradients):
+    early = evidence.first_stage != "backward"  # the prompt has another effect, or none, already before the loss
+    if early or ours is None or not ours.any() or (theirs is None and not gradients):
         return 0.0
     return float(theirs is None or not theirs.any())
 
@@ -37,7 +38,7 @@ def in_half(evidence):
     return 0.5 * float(3e-6 < size < 3e-2) if evidence.first_stage in ("block", "head", "backward", "front") else 0.0
 
 
-def again(evidence, *starts):
+def again(evidence):
     """Which of the suspect's tensors come out differently the second time."""
     pairs = [(name, evidence.suspect[name], x) for full, x in evidence.suspect.items()
              if full.startswith("again.") and (name := full.removeprefix("again.")) in evidence.suspect]  # fmt: skip
