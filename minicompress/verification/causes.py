@@ -45,8 +45,8 @@ def of_rates(rates, least, h, ours, truth):
     seen = ", ".join(f"{rate:.2f}" for rate in rates)
     if abs(ours - truth) <= 1e-6 * abs(truth):
         cause = f"both slopes agree, so h = {h:.0e} is too long for this loss, or it has a corner (ReLU, max, clipping)"
-    elif max(rates) < 0.5:
-        cause = "nothing falls: usually the loss is computed in float32, or h is far too short"
+    elif min(rates) < 0.5:
+        cause = "it does not fall at all: usually the loss is computed in float32, or h is far too short"
     else:
         cause = "usually a factor (1/n of a mean), or a path from x to the loss, is missing in the gradient"
     return (

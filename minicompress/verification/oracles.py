@@ -70,5 +70,6 @@ def unit_direction(rng, shape):
 
 
 def leaning_direction(rng, gradient):
-    """A random direction of length 1, plus one along the gradient: its slope is then not near zero by chance."""
-    return unit_direction(rng, gradient.shape) + gradient / (np.linalg.norm(gradient) or 1)
+    """A random direction on the gradient's side, plus one along it: their slope is not near zero by chance."""
+    u = unit_direction(rng, gradient.shape)
+    return (-u if (u * gradient).sum() < 0 else u) + gradient / (np.linalg.norm(gradient) or 1)

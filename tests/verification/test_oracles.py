@@ -6,7 +6,9 @@ import pytest
 from minicompress.verification.oracles import (
     central_difference,
     complex_step,
+    leaning_direction,
     relative_error,
+    suits_complex_step,
     taylor_rates,
     unit_direction,
 )
@@ -34,3 +36,20 @@ def test_relative_error():
 
 def test_unit_direction(rng):
     assert np.linalg.norm(unit_direction(rng, (3, 4))) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (2,), (3, 4)])
+def test_leaning_direction(shape, rng):
+    """The slope along it is at least the gradient's length, even of a single number."""
+    for _ in range(20):
+        gradient = rng.standard_normal(shape)
+        assert (leaning_direction(rng, gradient) * gradient).sum() >= 0.999 * np.linalg.norm(gradient)
+    assert np.linalg.norm(leaning_direction(rng, np.zeros(shape))) == pytest.approx(1)
+
+
+def test_whether_the_complex_step_may_be_taken(rng):
+    arrays = {"a": rng.standard_normal((2, 3)), "b": rng.standard_normal(3)}
+    suits = lambda f: suits_complex_step(f, arrays, rng)
+    assert suits(lambda x: np.sin(x["a"]) * x["b"]) and suits(lambda x: 0 * x["a"])
+    assert not suits(lambda x: x["a"] + np.abs(x["b"])) and not suits(lambda x: x["a"].real)
+    assert not suits(lambda x: np.hypot(x["a"], x["b"]))
