@@ -73,7 +73,7 @@ static void prove(const char *name, const real *ours) {  /* |ours - theirs| / |t
     printf("%s  %s  %.1e  %s\n", path, name, error, error <= most ? "PASS" : "FAIL");
 }
 
-static void layernorm(Tensor in) {       /* row by row: out = w x̂ + b, x̂ = r (x - mean), r = 1 / √(variance + eps) */
+static void layernorm(Tensor in) {  /* row by row: out = w x̂ + b, x̂ = r (x - mean), r = 1 / √(variance + eps) */
     long C = in.shape[in.rank - 1];
     real *w = need("weight"), *b = need("bias"), eps = *need("config.eps"), *x = in.x, *dout = need("dout");
     real *out = zeros(in.numbers), *dx = zeros(in.numbers), *dw = zeros(C), *db = zeros(C), *xhat = zeros(C);

@@ -168,7 +168,9 @@ def differences(path, told, case):
         error = tensor_error(tensors[name], (given | asked)[name])
         if name in given and error:
             lines.append(f"{name}, which is given, is not what it was when it was drawn")
-        elif name in asked and not error <= case.float64:
+        elif error == np.inf:
+            lines.append(f"{name} has another shape, dtype, or other integers")
+        elif not error <= case.float64:
             lines.append(f"{name} is off by {error:.1e}; the tolerance is {case.float64:.0e}")
         else:
             share = max(share, error / case.float64)

@@ -152,7 +152,7 @@ def two_gradients(draw):
 ADAM = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.1}
 DECAY, CLIP = "Loshchilov & Hutter 2019", "Pascanu et al. 2013"
 PREFIX, DEEP, LESTER = "Li & Liang 2021", "Liu et al. 2022", "Lester et al. 2021"
-STEPS = {"steps": 3, "lr": 0.0625, "clip": 1.0}
+STEPS = {"steps": 3, "lr": 0.0625}
 MODELS = {
     "gpt2-tied": whole("Every tensor and gradient of a GPT-2 whose head is its token embeddings, two ragged rows.",
         "Radford et al. 2019", labels=LABELS),
@@ -196,8 +196,8 @@ MODELS = {
         carrier="embeddings", P=4, rows=[[3, 1, 4, 1, 5, 9], [6]], config=SMALL),
     "edge-one-label": whole("All labels but one are ignored: the mean is over one place.", "", carrier="kv",
         labels=[[IGNORED] * 4, [IGNORED, 2]], config=UNTIED),
-    "edge-extreme-logits": whole("Logits near ±1000: a softmax without its maximum taken off overflows.", "",
-        config=UNTIED, shift=512.0, float64=1e-10, float32=1e-2),
+    "edge-extreme-logits": whole("Logits all above 1000, or below -1000: a naive softmax overflows, or is 0 / 0.", "",
+        config=UNTIED, rows=[[1, 2, 3, 4], [5, 6]], shift=2048.0, float64=1e-10, float32=1e-2),
     "edge-repeated-tokens": whole("One token over and over: its embedding's gradient is the sum over its places.", "",
         rows=[[4, 4, 4, 4], [4, 4]], config=SMALL),
     "edge-absent-slots": whole("β = -∞ on some heads' slots: as if these were not there, and without a gradient.", "",
@@ -209,9 +209,9 @@ MODELS = {
     "step-clip-not-needed": Case("Gradients shorter than the limit stay as they are.", CLIP,
         two_gradients, run_clip, {"limit": 100.0}),
     "step-prompt": whole("Three steps of AdamW on a prefix, clipped: the losses on the way, and where they lead.",
-        DECAY, run_steps, "kv", **STEPS, **ADAM, config=UNTIED),
+        DECAY, run_steps, "kv", **STEPS, **ADAM, clip=0.1875, config=UNTIED),
     "step-model": whole("Three steps of AdamW on all weights; eps is large, since a key's bias has a gradient of 0.",
-        DECAY, run_steps, **STEPS, **ADAM | {"eps": 2.0**-10}, config=UNTIED),
+        DECAY, run_steps, **STEPS, **ADAM | {"eps": 2.0**-10}, clip=1.0, config=UNTIED),
     "decode-greedy": whole("Two ragged rows continued by their likeliest tokens, with a cache.", "", run_decode,
         config=UNTIED,
         scale=1.0, tokens=6),
