@@ -24,6 +24,7 @@ SHOWS = {
     "12": "training loss",
     "13": "the next",
     "14": "slots, kv",
+    "15": "a term of the derivative is missing",
 }
 SLOW = ("11", "12", "13", "14")  # minutes each; what they found is kept in examples/results
 
