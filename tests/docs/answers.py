@@ -99,3 +99,14 @@ def keys_of_a_batch(prefixes, tokens):
 def steps_to_shrink(spread, target, rate):
     """How many steps of Adam, each of at most the rate, bring a number from one size to another."""
     return round((spread - target) / rate)
+
+
+def four_point_difference(f, x, direction, cotangent, step=7e-4):
+    """(8 (φ(h) - φ(-h)) - (φ(2h) - φ(-2h))) / 12h, with φ(h) = <cotangent, f(x + h u)>: right to about h⁴."""
+    odd = lambda h: float((cotangent * (f(x + h * direction) - f(x - h * direction))).sum())
+    return (8 * odd(step) - odd(2 * step)) / (12 * step)
+
+
+def least_seen(curvature, h=1e-3, halvings=4, rate=1.9):
+    """The smallest error of a slope that `taylor_test` sees, where φ'' is `curvature` and φ''' nothing."""
+    return curvature * (h / 2 ** (halvings - 1)) / 2**rate

@@ -19,6 +19,7 @@ from minicompress.prompts.parameterisations import low_rank
 from minicompress.prompts.template import parse
 from minicompress.training.adamw import adamw_init, adamw_step
 from minicompress.verification.oracles import complex_step, relative_error, unit_direction
+from minicompress.verification.properties import rates_both_ways
 
 
 def with_layers(n):
@@ -200,3 +201,22 @@ def test_12_steps_to_shrink():
         adamw_step(x, {"x": np.ones((3, 4))}, state, rate)
         steps += 1
     assert steps == answers.steps_to_shrink(1, 0.08, 0.01) == 92 and answers.steps_to_shrink(1, 0.08, 0.1) == 9
+
+
+def test_15_four_point_difference(rng):
+    f, x, u, dout = np.sin, rng.standard_normal(5), unit_direction(rng, 5), rng.standard_normal(5)
+    exact = (dout * np.cos(x) * u).sum()
+    error = lambda h: relative_error(answers.four_point_difference(f, x, u, dout, h), exact)
+    fifth = (dout * np.cos(x) * u**5).sum()  # φ⁽⁵⁾
+    assert error(0.05) == pytest.approx(abs(fifth / exact) * 0.05**4 / 30, rel=0.01)
+    assert error(7e-4) < 1e-11 and error(7e-4) < error(1e-6) and error(7e-4) < error(0.05)
+
+
+@pytest.mark.parametrize("curvature", [0.3, 1.0, -4.0])
+def test_15_least_error_that_a_taylor_test_sees(curvature):
+    f = lambda x: float(x[0] + curvature * x[0] ** 2 / 2)
+    for sign in (1, -1):
+        rates = [rates_both_ways(f, np.zeros(1), np.ones(1), 1 + sign * share * answers.least_seen(abs(curvature)) * np.ones(1), 1e-3, 4)
+                 for share in (0.97, 1.03)]  # fmt: skip
+        assert min(rates[0]) > 1.9 > min(rates[1])
+    assert answers.least_seen(1) == pytest.approx(3.3e-5, rel=0.02)
