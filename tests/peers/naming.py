@@ -79,7 +79,7 @@ def table(results):
     ways = [way_of(*way) for way in WAYS]
     wrong, right = [r for r in results if r["id"]], [r for r in results if not r["id"]]
     yield f"{'':52}{''.join(f'{way:>18}' for way in ways)}"
-    share = lambda some, of: f"{sum(map(some, of))}/{len(of)}" if of else "-"
+    share = lambda some, of: f"{sum(bool(some(r)) for r in of)}/{len(of)}" if of else "-"
     rows = {"detected": detected, "named": named, "named, or alike": lambda r: named(r) or r.get("alike"),
             "among the first three": lambda r: r["id"] in r.get("names", [])[:3], "errors": lambda r: "error" in r}  # fmt: skip
     for title, some in rows.items():

@@ -7,6 +7,7 @@ import pytest
 
 pytest.importorskip("torch", reason="the peers are not installed")
 
+import naming
 from strangers import CONVENTIONS, RIGHT, STRANGERS, compared, in_contract, random_setup
 
 from minicompress.verification.oracles import relative_error
@@ -79,3 +80,10 @@ def test_a_question_is_left_as_it_was():
     before = replace(setup.prompt, slots=setup.prompt.slots.copy()) if setup.prompt else None
     RIGHT.make(setup)
     assert before is None or np.array_equal(before.slots, setup.prompt.slots)
+
+
+def test_the_table_of_names():
+    """Of one mistake and of none, asked four ways."""
+    stranger = next(s for s in STRANGERS if s.id == "gelu-erf")
+    lines = list(naming.table([naming.asked(one, 0, *way) for one in (stranger, RIGHT) for way in naming.WAYS]))
+    assert lines[1].split() == ["detected"] + ["1/1"] * 4 and lines[2].split() == ["named"] + ["1/1"] * 4
