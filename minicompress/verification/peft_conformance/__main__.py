@@ -18,6 +18,8 @@ def main(arguments=None):
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
     parser.add_argument("--seed", type=int, default=0, help="of every weight and prompt; default 0")
     options = parser.parse_args(arguments)
+    if not 0 <= options.seed < 2**32:
+        parser.error(f"--seed is {options.seed}; it must be 0 to {2**32 - 1}")
     try:
         lib = libraries(options.seed)
     except ImportError as reason:

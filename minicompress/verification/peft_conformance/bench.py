@@ -96,8 +96,9 @@ def tuned(lib, kind, adapter="default", **changes):
     return model
 
 
-def redraw(lib, module, skip=1):
-    rng = np.random.default_rng([lib.seed, skip])
+def redraw(lib, module, which=1):
+    """Draws what is trained anew; `which` tells one prompt of a seed from another."""
+    rng = np.random.default_rng([lib.seed, which])
     for weight in module.parameters():
         if weight.requires_grad:
             weight.data.copy_(lib.torch.as_tensor(rng.normal(0, 0.7, tuple(weight.shape))))

@@ -26,6 +26,7 @@ from minicompress.verification.peft_conformance.bench import (
     tuned,
 )
 from minicompress.verification.peft_conformance.finding import (
+    ACCEPTED,
     CONVENTION,
     DEFECT,
     EXACT,
@@ -143,7 +144,7 @@ def trainable_asked(lib):
     with saved(tuned(lib, "prompt tuning")) as folder:
         theirs = attempt(lambda: lib.peft.PeftModel.from_pretrained(peer(lib), str(folder), is_trainable=True))
     words = "refused for every kind of prompt; fill a fresh adapter by hand, which can be trained on"
-    return Finding("accepted", theirs, otherwise=CONVENTION, words=words)
+    return Finding(ACCEPTED, theirs, otherwise=CONVENTION, words=words)
 
 
 def saved_while_training(lib):
@@ -171,7 +172,7 @@ def beside_a_model(lib):
         tuned(lib, "prompt tuning").save_pretrained(folder)
         theirs = attempt(lambda: lib.transformers.AutoModelForCausalLM.from_pretrained(folder))
     words = "the model can no longer be loaded by its folder; save every prompt into a folder of its own"
-    return Finding("accepted", theirs, otherwise=DEFECT, words=words)
+    return Finding(ACCEPTED, theirs, otherwise=DEFECT, words=words)
 
 
 def cpt_slots(lib):

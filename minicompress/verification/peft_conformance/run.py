@@ -1,6 +1,7 @@
 """The table of checks, and how all of them are asked. One small function each; a check knows nothing of the others."""
 
 import warnings
+from functools import partial
 
 from minicompress.verification.peft_conformance import adaption, folders, passes, traps, writing
 from minicompress.verification.peft_conformance.bench import KINDS, Libraries
@@ -76,7 +77,11 @@ def catalogue(lib: Libraries):
 
 def examine(lib):
     """-> the Rows of all checks, and the kinds that this PEFT has not."""
-    lines, absent = catalogue(lib)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return [examined(check, kind, lambda: ask(*given)) for check, kind, ask, given in lines], absent  # noqa: B023
+    (lines, absent), threads = catalogue(lib), lib.torch.get_num_threads()
+    lib.torch.set_num_threads(1)  # for models this small more threads only wait for one another
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return [examined(check, kind, partial(ask, *given)) for check, kind, ask, given in lines], absent
+    finally:
+        lib.torch.set_num_threads(threads)

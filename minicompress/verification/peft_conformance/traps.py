@@ -27,6 +27,7 @@ from minicompress.verification.peft_conformance.bench import (
     tuned,
 )
 from minicompress.verification.peft_conformance.finding import (
+    ACCEPTED,
     CONVENTION,
     DEFECT,
     EXACT,
@@ -43,8 +44,9 @@ from minicompress.verification.peft_conformance.passes import held
 def no_task(lib):
     """An adapter is made, and its configuration has no task_type."""
     theirs = attempt(lambda: lib.peft.get_peft_model(peer(lib), config_of(lib, "prompt tuning", task_type=None)))
-    words = 'refused, and not in words; write task_type="CAUSAL_LM"'
-    return Finding(None, theirs, otherwise=CONVENTION, words=words, same="task_type" in theirs)
+    words = 'nothing names what is missing; write task_type="CAUSAL_LM"'
+    otherwise = DEFECT if theirs == ACCEPTED else CONVENTION
+    return Finding(None, theirs, otherwise=otherwise, words=words, same="task_type" in theirs)
 
 
 def making(lib, kind, **changes):
@@ -56,17 +58,15 @@ def making(lib, kind, **changes):
 
 def too_many_layers(lib):
     """num_layers one above the model's."""
-    mine, (said, _) = layers_refused(CONFIG.n_layer + 1), making(lib, "prefix tuning", num_layers=CONFIG.n_layer + 1)
+    said, _ = making(lib, "prefix tuning", num_layers=CONFIG.n_layer + 1)
     words = "keys and values of layers that are not there are made and saved, and never read; leave num_layers out"
-    return refusal(mine, said, DEFECT, words)
+    return refusal(layers_refused(CONFIG.n_layer + 1), said, DEFECT, words)
 
 
 def too_few_layers(lib):
     """num_layers one below it."""
-    mine, (said, later) = (
-        layers_refused(CONFIG.n_layer - 1),
-        making(lib, "prefix tuning", num_layers=CONFIG.n_layer - 1),
-    )
+    said, later = making(lib, "prefix tuning", num_layers=CONFIG.n_layer - 1)
+    mine = layers_refused(CONFIG.n_layer - 1)
     return refusal(mine, said, CONVENTION, f"said by the first forward alone ({later}); leave num_layers out")
 
 
@@ -77,9 +77,8 @@ def layers_refused(layers):
 
 def zero_slots(lib):
     mine = attempt(SoftPrompt(np.zeros((0, CONFIG.n_embd))).check)
-    return refusal(
-        mine, making(lib, "prompt tuning", num_virtual_tokens=0)[0], CONVENTION, "no prompt, and nothing is said"
-    )
+    said, _ = making(lib, "prompt tuning", num_virtual_tokens=0)
+    return refusal(mine, said, CONVENTION, "no prompt, and nothing is said")
 
 
 def too_long(lib):
@@ -87,7 +86,8 @@ def too_long(lib):
     model, row = tuned(lib, "prompt tuning"), [1] * (CONFIG.n_positions - P + 1)
     mine, theirs = attempt(lambda: traced(model, [row])), attempt(lambda: model(lib.torch.as_tensor([row])))
     words = "both refuse, theirs without a number; count n with the tokens when cutting a text"
-    return Finding(mine, theirs, otherwise=CONVENTION, words=words, same="positions" in theirs)
+    otherwise = DEFECT if theirs == ACCEPTED else CONVENTION
+    return Finding(mine, theirs, otherwise=otherwise, words=words, same="positions" in theirs)
 
 
 # One batch, many adapters.
@@ -165,4 +165,4 @@ def cpt_name(lib):
     """A loss of an adapter that is not called `default`."""
     model, arguments = tuned(lib, "CPT", adapter="other"), asked(lib, "CPT", ROWS[:1])
     theirs = attempt(lambda: model(**arguments, labels=arguments["input_ids"]))
-    return Finding("accepted", theirs, words="the loss looks its settings up under the name default; keep that name")
+    return Finding(ACCEPTED, theirs, words="the loss looks its settings up under the name default; keep that name")
