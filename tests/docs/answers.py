@@ -110,3 +110,8 @@ def four_point_difference(f, x, direction, cotangent, step=7e-4):
 def least_seen(curvature, h=1e-3, halvings=4, rate=1.9):
     """The smallest error of a slope that `taylor_test` sees, where φ'' is `curvature` and φ''' nothing."""
     return curvature * (h / 2 ** (halvings - 1)) / 2**rate
+
+
+def of_the_rate(gradient, eps):
+    """The share of the learning rate by which Adam's first step moves a number."""
+    return abs(gradient) / (abs(gradient) + eps)
