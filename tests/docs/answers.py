@@ -115,3 +115,8 @@ def least_seen(curvature, h=1e-3, halvings=4, rate=1.9):
 def of_the_rate(gradient, eps):
     """The share of the learning rate by which Adam's first step moves a number."""
     return abs(gradient) / (abs(gradient) + eps)
+
+
+def positions_needed(n, T, k, anew=False):
+    """Of n slots, a row of T tokens, and k written behind it; anew: the slots are read before every later token too."""
+    return n + T + (k - 1) * (n + 1 if anew else 1)

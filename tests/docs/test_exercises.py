@@ -16,9 +16,12 @@ from minicompress.layers.attention import attention
 from minicompress.layers.losses import kl_divergence, kl_divergence_backward, log_softmax
 from minicompress.prompts.carriers import DOORS, lift
 from minicompress.prompts.parameterisations import low_rank
+from minicompress.prompts.soft_prompt import SoftPrompt
 from minicompress.prompts.template import parse
 from minicompress.training.adamw import adamw_init, adamw_step
 from minicompress.verification.oracles import complex_step, relative_error, unit_direction
+from minicompress.verification.peft_conformance.bench import CONFIG
+from minicompress.verification.peft_conformance.writing import anew_behind
 from minicompress.verification.properties import rates_both_ways
 
 
@@ -220,3 +223,14 @@ def test_15_least_error_that_a_taylor_test_sees(curvature):
                  for share in (0.97, 1.03)]  # fmt: skip
         assert min(rates[0]) > 1.9 > min(rates[1])
     assert answers.least_seen(1) == pytest.approx(3.3e-5, rel=0.02)
+
+
+@pytest.mark.parametrize("anew, most", [(False, 905), (True, 44)])
+def test_18_positions_needed(anew, most, rng):
+    assert answers.positions_needed(20, 100, most, anew) <= 1024 < answers.positions_needed(20, 100, most + 1, anew)
+    params, prompt, row = random_params(CONFIG, rng), SoftPrompt(rng.standard_normal((4, CONFIG.n_embd))), [3, 1, 4]
+    room = next(k for k in range(99) if answers.positions_needed(4, len(row), k + 1, anew) > CONFIG.n_positions)
+    reads = (anew_behind if anew else lambda params, prompt, row, text: embed(params, [row + text[:-1]], prompt.start))
+    reads(params, prompt, row, [1] * room)
+    with pytest.raises(ValueError, match=f"{answers.positions_needed(4, len(row), room + 1, anew)} positions are needed"):
+        reads(params, prompt, row, [1] * (room + 1))

@@ -288,3 +288,17 @@ def test_12_tables(figure):
     assert_quoted(12, f"`normal` has {low:.0%} on groups where `uniform` has {high:.0%}")
     assert_quoted(12, f"`noise` reaches {best['noise']:.0%}, `vocab` and `uniform` {best['vocab']:.0%}, `normal` at its best rate {best['normal']:.0%}")
     assert best["vocab"] == best["uniform"]
+
+
+def test_18_tables(figure):
+    """The tables and what is said of their numbers are those of the kept run."""
+    script = figure("18-verdicts")
+    counts = script.FOUND["counts"]
+    assert_quoted(18, *script.every_kind(), *script.singles())
+    assert_quoted(18, f"| 0.21.2 | 5.24.0 | {counts['agrees']} | {counts['differs: a convention']} | {counts['differs: a defect']} | 0 |")
+    most = max(script.worst("logits, rows padded on the right"), script.worst("the gradient of all that is trained"))
+    assert_quoted(18, f"agree to {most:.0e}".replace("e-0", "e-"), f"agree to {script.worst('the loss that is returned'):.0e}".replace("e-0", "e-"))
+    measured = [row["difference"] for row in script.FOUND["rows"] if row["difference"] is not None]
+    assert not [x for x in measured if 2e-7 < x < 0.1]
+    versions = script.FOUND["versions"]
+    assert_quoted(18, f"PEFT {versions['peft']} on Transformers {versions['transformers']} and PyTorch {versions['torch'].split('+')[0]}")

@@ -32,6 +32,7 @@ SINGLE_KINDS = [  # (check, kind of prompt, function of the libraries and that k
 ]
 SINGLES = [  # (check, kind of prompt, function of the libraries)
     ("padded on the left, by inputs_embeds and positions", "prompt tuning", passes.left_by_hand),
+    ("greedy text, pads before the slots by inputs_embeds", "prompt tuning", writing.left_by_hand),
     ("init_weights zero, against no prompt", "prefix tuning", passes.zero_prefix),
     ("init_weights zero, against keys and values of zero", "prefix tuning", passes.zero_prefix_as_keys),
     ("precision of a float64 model's loss", "prompt tuning", passes.loss_dtype),

@@ -31,9 +31,12 @@ LOST = "the prefix is lost, and the text is the plain model's at positions n, n+
 
 def their_text(lib, model, kind, rows, **options):
     """-> what they write behind each row (B, n), and the logits that chose it (B, n, V), cast to float32."""
-    arguments = asked(lib, kind, rows, left=True)
+    return greedy(model, asked(lib, kind, rows, left=True) | options)
+
+
+def greedy(model, arguments):
     out = model.generate(**arguments, max_new_tokens=TOKENS, min_new_tokens=TOKENS, do_sample=False, pad_token_id=0,
-                         return_dict_in_generate=True, output_logits=True, **options)  # fmt: skip
+                         return_dict_in_generate=True, output_logits=True)  # fmt: skip
     return to_numpy(out.sequences)[:, -TOKENS:].tolist(), np.stack([to_numpy(x) for x in out.logits], axis=1)
 
 
@@ -47,8 +50,12 @@ def choosing(model, prompt, row, text):
 def compared(lib, kind, rows, words, **options):
     """Our greedy text and theirs, of a row that differs; the difference is that of the logits, given their text."""
     model = tuned(lib, kind)
+    return judged(model, rows, *their_text(lib, model, kind, rows, **options), words)
+
+
+def judged(model, rows, texts, found, words=""):
+    """Their texts and logits against ours."""
     prompt = prompt_of(encoder_of(model))
-    texts, found = their_text(lib, model, kind, rows, **options)
     mine = generate(*ours(model), rows, TOKENS, prompt.prefix(*ours(model)))
     expected = [choosing(model, prompt, row, text) for row, text in zip(rows, texts, strict=True)]
     error = max(relative_error(theirs, each) for theirs, each in zip(found, expected, strict=True))
@@ -74,28 +81,38 @@ def cached(lib, kind):
 
 def left_batch(lib, kind):
     """Rows of unequal length in one batch, without a cache."""
-    words = "the prompt stands left of the pads; write rows of one length at a time"
+    words = "the prompt stands left of the pads; put the pads before it, by inputs_embeds"
     return compared(lib, kind, ROWS, words, use_cache=False)
+
+
+def left_by_hand(lib):
+    """The batch without PEFT's `generate`: the pads before the slots, by inputs_embeds, and with the cache."""
+    model, width = tuned(lib, "prompt tuning"), P + max(map(len, ROWS))
+    gpt, slots = model.get_base_model(), model.get_prompt(1)[0]
+    x, mask = slots.new_zeros(len(ROWS), width, CONFIG.n_embd), lib.torch.zeros(len(ROWS), width, dtype=lib.torch.long)
+    for b, row in enumerate(ROWS):
+        x[b, -P - len(row) :] = lib.torch.cat([slots, gpt.transformer.wte(lib.torch.as_tensor(row))])
+        mask[b, -P - len(row) :] = 1
+    return judged(model, ROWS, *greedy(gpt, {"inputs_embeds": x.detach(), "attention_mask": mask}))
 
 
 def what_the_cache_made(model, prompt, rows, texts, found):
     """Says which wrong computation their cached logits are, where it is the one that is known."""
     other = plain_behind if prompt.carrier == "kv" else anew_behind
-    if relative_error(found[0], other(model, prompt, rows[0], texts[0])) <= SINGLE:
+    if relative_error(found[0], other(ours(model)[0], prompt, rows[0], texts[0])) <= SINGLE:
         return f"{LOST if prompt.carrier == 'kv' else ANEW}; {REPAIR}"
     return "pass use_cache=False"
 
 
-def plain_behind(model, prompt, row, text):
+def plain_behind(params, prompt, row, text):
     """The logits (n, V) of the text without any prompt, at the positions that it has behind one."""
-    params = ours(model)[0]
-    hidden, _, _ = forward(params, CONFIG, embed(params, [row + text[:-1]], P), keep="nothing")
+    hidden, _, _ = forward(params, CONFIG, embed(params, [row + text[:-1]], prompt.start), keep="nothing")
     return head(params, hidden)[0, len(row) - 1 :]
 
 
-def anew_behind(model, prompt, row, text):
+def anew_behind(params, prompt, row, text):
     """The logits (n, V) where the slots are read again before every token after the first, and all of it is kept."""
-    params, past, found = ours(model)[0], None, []
+    past, found = None, []
     for ids in [row, *([token] for token in text[:-1])]:
         x = np.concatenate([prompt.slots[None], look_up(params["wte"]["weight"], np.array([ids]))], axis=1)
         before = past[0][0].shape[2] if past else 0
