@@ -6,8 +6,8 @@ import numpy as np
 from common import BLUE, GREY, ORANGE, RED, plt, save
 
 from minicompress.layers.layernorm import layernorm
-from minicompress.verification.golden import CASES, tensor_error
-from minicompress.verification.golden_case import computed
+from minicompress.verification.golden.case import computed
+from minicompress.verification.golden.folder import CASES, tensor_error
 
 ORDER = ("layer", "loss", "bake", "gpt2", "carrier", "encoder", "teacher", "edge", "step", "decode")  # to prove in
 FIRST = ("layer", "loss", "bake")  # the left panel

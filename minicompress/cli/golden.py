@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from minicompress.cli.common import Json, app, show
-from minicompress.verification.golden import check_golden, write_golden
+from minicompress.verification.golden.folder import check_golden, write_golden
 
 
 @app.command()

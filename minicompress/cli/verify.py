@@ -82,9 +82,18 @@ def diff(
 def watched(work: Any) -> Any:
     """work(progress), with a bar while causes are tried."""
     columns = (TextColumn("trying causes"), BarColumn(), TextColumn("{task.fields[cause]}"))
-    with Progress(*columns, console=aside, transient=True) as progress:
-        task = progress.add_task("", total=None, cause="", visible=False)
-        return work(lambda n, of, name: progress.update(task, completed=n, total=of, cause=name, visible=True))
+    shown = Progress(*columns, console=aside, transient=True)
+    task = shown.add_task("", total=None, cause="")
+
+    def progress(number: int, of: int, cause: str) -> None:
+        shown.start()
+        shown.update(task, completed=number, total=of, cause=cause)
+
+    try:
+        return work(progress)
+    finally:
+        if shown.live.is_started:
+            shown.stop()
 
 
 def report_of(found: Any, whole: bool) -> Any:

@@ -7,7 +7,7 @@ CAUSES = 3
 
 
 def difference_report(found, whole=False):
-    """What is printed: a table of the tensors around the first difference, or of all, and the likeliest causes in words."""
+    """What is printed: a table around the first difference, or of all, and the likeliest causes in words."""
     if found.equal and not whole:
         worst = max(found.lines, key=lambda line: line.error / max(line.tolerance, 1e-300))
         words = f"equal: {len(found.lines)} tensors within their tolerances; the nearest to its own is {worst.name}, "
@@ -38,7 +38,10 @@ def verdict(found):
     if found.equal:
         return [f"equal: {len(found.lines)} tensors within their tolerances"]
     differing = sum(line.differs for line in found.lines)
-    lines = [f"\n{differing} of {len(found.lines)} tensors differ, {found.first.name} first" + (f": {found.where}" if found.where else "")]
+    lines = [
+        f"\n{differing} of {len(found.lines)} tensors differ, {found.first.name} first"
+        + (f": {found.where}" if found.where else "")
+    ]
     for number, cause in enumerate(found.causes[:CAUSES]):
         if number and cause.score < 0.5 * found.causes[0].score:
             break

@@ -10,7 +10,8 @@ from minicompress.verification.tolerance import DOUBTFUL, MEASURED, Tolerances, 
 from minicompress.verification.walk import place
 
 AXES = {
-    "attention": ("row", "head", "query", "key"), "query": ("row", "head", "position", "number"), "key": ("row", "head", "key", "number"),
+    "attention": ("row", "head", "query", "key"), "query": ("row", "head", "position", "number"),
+    "key": ("row", "head", "key", "number"),
     "value": ("row", "head", "key", "number"), "first_logits": ("row", "token"), "logits": ("row", "position", "token"),
     "teacher_log_probs": ("row", "position", "token"), "losses": ("row", "position"), "prompt": ("slot", "number"),
     "decoded": ("row", "step"), "decoded_logits": ("row", "step", "token"), "steps": ("step",),
@@ -49,11 +50,15 @@ class Comparison(NamedTuple):
 
     def as_dict(self):
         """For JSON."""
-        first = self.first and {"name": self.first.name, "error": self.first.error, "tolerance": self.first.tolerance,
-                                "where": self.where, "note": self.first.note}  # fmt: skip
-        named = [{"id": c.id, "score": round(c.score, 4), "convention": c.convention, "variant": c.variant, "title": c.title}
-                 for c in self.causes]  # fmt: skip
-        return {"equal": self.equal, "first": first, "causes": named, "compared": len(self.lines), "unknown": self.unknown}
+        first = self.first and self.first._asdict() | {"where": self.where}
+        named = [cause._asdict() | {"score": round(cause.score, 4)} for cause in self.causes]
+        return {
+            "equal": self.equal,
+            "first": first,
+            "causes": named,
+            "compared": len(self.lines),
+            "unknown": self.unknown,
+        }
 
 
 def compare(reference, suspect, setup=None, progress=None):
@@ -66,27 +71,32 @@ def compare(reference, suspect, setup=None, progress=None):
     if not aligned.tensors:
         theirs, ours = (", ".join(sorted(names)[:4]) for names in (suspect, reference))
         raise ValueError(f"the two traces share no tensor: one has {ours} …, the other {theirs} …")
-    tolerances = Tolerances(reference, aligned.tensors)
+    tolerances = Tolerances(reference, aligned.tensors, setup is not None)
     lines = [line(name, aligned, reference, tolerances) for name in sorted(aligned.tensors, key=place)]
     missing = sorted(set(reference) - set(aligned.tensors), key=place)
-    lines += [Line(name, float("inf"), tolerances.of(name), "missing") for name in missing if must_be_there(name, aligned.tensors)]
+    lines += [
+        Line(name, float("inf"), tolerances.of(name), "missing")
+        for name in missing
+        if must_be_there(name, aligned.tensors)
+    ]
     lines = looked_at_again(sorted(lines, key=lambda one: place(one.name)), reference, setup, tolerances)
     first = next((one for one in lines if one.differs), None)
     found, where = [], ""
     if first:
-        differing = {one.name for one in lines if one.differs}
+        differing = {one.name: one.error for one in lines if one.differs}
         where = whereabouts(first.name, aligned.tensors.get(first.name), reference.get(first.name), first.tolerance)
         found = causes(Evidence(reference, aligned.tensors, setup, differing, first, tolerances), progress)
     return Comparison(lines, first, where, found, aligned.unknown, missing)
 
 
 def looked_at_again(lines, reference, setup, tolerances):
-    """The same lines; where all that differ do so by little, with tolerances from rounding as it is measured."""
-    doubtful = [one for one in lines if one.differs]
-    if setup is None or not doubtful or any(not one.error <= DOUBTFUL * one.tolerance for one in doubtful):
+    """The same lines; those that differ by little, with tolerances from rounding as it is measured."""
+    doubtful = {one.name for one in lines if one.differs and one.error <= DOUBTFUL * one.tolerance}
+    if setup is None or not doubtful:
         return lines
     seen = measured(setup, reference, tolerances.bytes)
-    return [one._replace(tolerance=max(one.tolerance, MEASURED * seen.get(one.name, 0))) for one in lines]
+    wider = lambda one: max(one.tolerance, MEASURED * seen.get(one.name, 0))
+    return [one._replace(tolerance=wider(one)) if one.name in doubtful else one for one in lines]
 
 
 def must_be_there(name, suspect):
@@ -135,7 +145,9 @@ def whereabouts(name, theirs, ours, tolerance):
     if not wrong.any():
         wrong = apart > 0.1 * apart.max()
     head = name.partition(".")[0]
-    axes = WEIGHT_AXES.get(theirs.ndim, ()) if name.startswith(WEIGHTS) else AXES.get(head, ("row", "position", "channel"))
+    axes = (
+        WEIGHT_AXES.get(theirs.ndim, ()) if name.startswith(WEIGHTS) else AXES.get(head, ("row", "position", "channel"))
+    )
     axes = axes if len(axes) == theirs.ndim else tuple(f"axis {i}" for i in range(theirs.ndim))
     parts = []
     for axis, called in enumerate(axes):

@@ -1,4 +1,4 @@
-"""Which mistake explains a difference: each of the catalogue is made, and what comes out is held against the suspect."""
+"""Which mistake explains a difference: each of the catalogue is made, and its tensors held against the suspect's."""
 
 import re
 from functools import cached_property
@@ -16,8 +16,19 @@ from minicompress.verification.walk import stage
 
 SMALL = 2_000_000  # weights of a model on which even a product in half precision is quick
 FEW = 5  # causes that a second, whole run is worth
-LOSS_FIELDS = ("context", "places", "cost")
-BACKWARD_FIELDS = ("norm_backward", "softmax_sum", "scale_backward", "residual", "gelu_slope", "tied", "repeated", "prompt_gradient")
+LOSS_FIELDS = ("context", "places", "cost", "temperatures", "loss_dtype", "power")
+BACKWARD_FIELDS = (
+    "norm_backward",
+    "reaches_slots",
+    "last_slot",
+    "softmax_sum",
+    "scale_backward",
+    "residual",
+    "gelu_slope",
+    "tied",
+    "repeated",
+    "prompt_gradient",
+)
 
 
 class Cause(NamedTuple):
@@ -36,7 +47,7 @@ class Evidence:
 
     def __init__(self, reference, suspect, setup, differing, first, tolerances):
         self.reference, self.suspect, self.setup = reference, suspect, setup
-        self.differing, self.first_name, self.tolerances = differing, first.name, tolerances
+        self.differing, self.first_name, self.tolerances = differing, first.name, tolerances  # {name: error} of those
         self.first_error, self.first_stage = first.error, stage(first.name)
         loss = suspect.get("loss")
         self.suspect_loss = float(loss) if loss is not None and loss.shape == () and np.isfinite(loss) else None
@@ -77,7 +88,9 @@ class Evidence:
         if self.first_stage not in ("front", "block") or number is None:
             return None
         layers = self.setup.model[1].n_layer
-        return min(layers, int(number[1]) + (not self.first_name.startswith("hidden")) + (self.first_name == "hidden.0"))
+        return min(
+            layers, int(number[1]) + (not self.first_name.startswith("hidden")) + (self.first_name == "hidden.0")
+        )
 
 
 def causes(evidence, progress=None):
@@ -100,8 +113,8 @@ def causes(evidence, progress=None):
         if score > 0.02 and score > best.get(bug.id, (0,))[0]:
             best[bug.id] = score, bug, name
     ranked = sorted(best.values(), key=lambda one: -round(one[0], 6))
-    return [Cause(bug.id, float(score), name, bug.title, bug.mend, bool(evidence.setup and bug.convention(evidence.setup)))
-            for score, bug, name in ranked]  # fmt: skip
+    agreed = lambda bug: bool(evidence.setup and bug.convention(evidence.setup))
+    return [Cause(bug.id, float(score), name, bug.title, bug.mend, agreed(bug)) for score, bug, name in ranked]
 
 
 def predicted(evidence, bug, way, whole):
@@ -143,7 +156,7 @@ def explained(evidence, prediction):
 
 
 def share_explained(theirs, ours, made, tolerance):
-    """1 where the prediction is the suspect's own tensor, 0 where it is no nearer than ours; None: nothing to explain."""
+    """1 where the prediction is the suspect's tensor, 0 where it is no nearer than ours; None: nothing to explain."""
     if theirs.shape != made.shape:
         return 0.0
     theirs, made = theirs.astype(np.float64), made.astype(np.float64)

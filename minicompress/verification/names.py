@@ -10,8 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-IN_FRONT = re.compile(r"^(?:module\.|_orig_mod\.|base_model\.model\.|base_model\.|transformer\.|model\.(?=transformer|h\.|wte|wpe|ln_f))+")
-GRADIENT = re.compile(r"^(?:grads?[./]|d(?=(?:wte|wpe|ln\dw|ln\db|lnfw|lnfb|qkvw|qkvb|attproj[wb]|fc[wb]|fcproj[wb])$))|[./]grad$")
+WRAPPERS = r"module\.|_orig_mod\.|base_model\.model\.|base_model\.|transformer\.|model\.(?=transformer|h\.|w[tp]e|ln_f)"
+IN_FRONT = re.compile(f"^(?:{WRAPPERS})+")
+LLM_C = r"wte|wpe|ln[12f][wb]|qkv[wb]|attproj[wb]|fc[wb]|fcproj[wb]"
+GRADIENT = re.compile(rf"^(?:grads?[./]|d(?=(?:{LLM_C})$))|[./]grad$")
 WHOLE = {  # a name that is one tensor of ours
     "encoded": "hidden.0", "drop": "hidden.0", "lnf": "ln_f", "lm_head": "logits", "prompt_embeddings": "prompt",
     "prompt_encoder.default.embedding.weight": "prompt", "soft_prompt": "prompt", "loss_per_token": "losses",
@@ -20,17 +22,20 @@ WHOLE = {  # a name that is one tensor of ours
 BY_LAYER = [  # (pattern with the layer's number, our name)
     (r"hidden_states?\.(\d+)", "hidden.{}"), (r"attentions?\.(\d+)", "attention.{}"), (r"h\.(\d+)\.ln_1", "ln_1.{}"),
     (r"h\.(\d+)\.ln_2", "ln_2.{}"), (r"h\.(\d+)\.attn\.c_attn", "qkv.{}"), (r"h\.(\d+)\.mlp\.c_fc", "fc.{}"),
-    (r"h\.(\d+)\.mlp\.(?:act|gelu)", "gelu.{}"), (r"h\.(\d+)\.attn\.q_proj", "query.{}"), (r"h\.(\d+)\.attn\.k_proj", "key.{}"),
-    (r"h\.(\d+)\.attn\.v_proj", "value.{}"), (r"past_key_values\.(\d+)\.(?:0|key)", "key.{}"),
-    (r"past_key_values\.(\d+)\.(?:1|value)", "value.{}"), (r"[qQ]\.(\d+)", "query.{}"), (r"[kK]\.(\d+)", "key.{}"), (r"[vV]\.(\d+)", "value.{}"),
+    (r"h\.(\d+)\.mlp\.(?:act|gelu)", "gelu.{}"), (r"h\.(\d+)\.attn\.q_proj", "query.{}"),
+    (r"h\.(\d+)\.attn\.k_proj", "key.{}"), (r"h\.(\d+)\.attn\.v_proj", "value.{}"),
+    (r"past_key_values\.(\d+)\.(?:0|key)", "key.{}"),
+    (r"past_key_values\.(\d+)\.(?:1|value)", "value.{}"), (r"[qQ]\.(\d+)", "query.{}"), (r"[kK]\.(\d+)", "key.{}"),
+    (r"[vV]\.(\d+)", "value.{}"),
 ]  # fmt: skip
 STACKED = {  # llm.c: all layers in one array
     "ln1": "ln_1.{}", "qkv": "qkv.{}", "atty": "attended.{}", "att": "attention.{}", "residual2": "middle.{}",
     "ln2": "ln_2.{}", "fch": "fc.{}", "fch_gelu": "gelu.{}", "residual3": "hidden.{}+1",
 }  # fmt: skip
 WEIGHTS = {
-    "ln1w": "h.{}.ln_1.weight", "ln1b": "h.{}.ln_1.bias", "qkvw": "h.{}.attn.c_attn.weight", "qkvb": "h.{}.attn.c_attn.bias",
-    "attprojw": "h.{}.attn.c_proj.weight", "attprojb": "h.{}.attn.c_proj.bias", "ln2w": "h.{}.ln_2.weight",
+    "ln1w": "h.{}.ln_1.weight", "ln1b": "h.{}.ln_1.bias", "qkvw": "h.{}.attn.c_attn.weight",
+    "qkvb": "h.{}.attn.c_attn.bias", "attprojw": "h.{}.attn.c_proj.weight", "attprojb": "h.{}.attn.c_proj.bias",
+    "ln2w": "h.{}.ln_2.weight",
     "ln2b": "h.{}.ln_2.bias", "fcw": "h.{}.mlp.c_fc.weight", "fcb": "h.{}.mlp.c_fc.bias",
     "fcprojw": "h.{}.mlp.c_proj.weight", "fcprojb": "h.{}.mlp.c_proj.bias", "lnfw": "ln_f.weight", "lnfb": "ln_f.bias",
     "wte": "wte.weight", "wpe": "wpe.weight",
@@ -136,7 +141,8 @@ def joined(named, reference):
             H, D = query.shape[1], query.shape[3]
             if tensor.ndim == 3 and tensor.shape[-1] == 3 * H * D:
                 parts = tensor.reshape(*tensor.shape[:2], 3, H, D).transpose(2, 0, 3, 1, 4)
-                found |= {f"{kind}.{name[4:]}": part for kind, part in zip(("query", "key", "value"), parts, strict=True)}
+                kinds = ("query", "key", "value")
+                found |= {f"{kind}.{name[4:]}": part for kind, part in zip(kinds, parts, strict=True)}
                 continue
         found[name] = tensor
     for name in [n for n in found if re.search(r"attn\.q(_proj|uery)?\.(weight|bias)$", n)]:
@@ -209,7 +215,8 @@ def cut(how, base, wanted, shape):
     if base.shape[:-1] == wanted.shape[:-1] and base.shape[-1] > wanted.shape[-1] and wanted.ndim == 3:
         base, how = base[..., : wanted.shape[-1]], name("without the vocabulary's padding")
         yield how, base
-    if base.shape == wanted.shape and wanted.ndim in (2, 3) and shape.lengths is not None and wanted.shape[1] == shape.T:
+    of_tokens = base.shape == wanted.shape and wanted.ndim in (2, 3) and wanted.shape[1] == shape.T
+    if of_tokens and shape.lengths is not None:
         moved = np.zeros_like(base)
         for row, n in enumerate(shape.lengths[: len(base)]):
             moved[row, :n] = base[row, shape.T - n :]

@@ -12,9 +12,9 @@ import numpy as np
 
 from minicompress.arrays import to_host
 from minicompress.trees import flatten, tree_map
-from minicompress.verification.causes import of_bits, of_leak, of_leaking_gradient, of_rates, of_slopes
 from minicompress.verification.oracles import central_difference, leaning_direction, taylor_remainders
-from minicompress.verification.slopes import (
+from minicompress.verification.property_lines import of_bits, of_leak, of_leaking_gradient, of_rates, of_slopes
+from minicompress.verification.property_slopes import (
     TOLERANCES,
     argument_names,
     as_float64,

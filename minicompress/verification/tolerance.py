@@ -25,16 +25,25 @@ MEASURED = 32  # times the rounding error that a right implementation was seen t
 ROUNDOFF = {2: 2.0**-11, 4: 2.0**-24, 8: 2.0**-53}  # by bytes of a number
 
 
-class Tolerances:
-    """Tolerances of relative errors ‖a - b‖ / ‖b‖, tensor by tensor, for a reference and a suspect."""
+def bytes_of(tensors):
+    """Of a float of a trace's largest tensor: a loss alone may have another dtype."""
+    return max(((t.size, t.dtype.itemsize) for t in tensors.values() if t.dtype.kind == "f"), default=(0, 8))[1]
 
-    def __init__(self, reference, suspect):
-        self.reference = reference
-        floats = [t.dtype.itemsize for ts in (reference, suspect) for t in ts.values() if t.dtype.kind == "f" and t.ndim]
-        self.bytes = min(floats, default=8)
+
+class Tolerances:
+    """Tolerances of relative errors ‖a - b‖ / ‖b‖, tensor by tensor, for a reference and a suspect.
+
+    measurable: what is exceeded by little will be measured.
+    """
+
+    def __init__(self, reference, suspect, measurable=False):
+        self.reference, self.measurable = reference, measurable
+        self.bytes = min(bytes_of(reference), bytes_of(suspect))
         self.u = ROUNDOFF[self.bytes]
         self.layers = sum(bool(re.fullmatch(r"hidden\.\d+", name)) for name in reference) - 1
-        self.layers = max(self.layers, 1 + max([int(m[1]) for n in reference if (m := re.search(r"\bh\.(\d+)\.", n))], default=0), 1)
+        self.layers = max(
+            self.layers, 1 + max([int(m[1]) for n in reference if (m := re.search(r"\bh\.(\d+)\.", n))], default=0), 1
+        )
         widths = [t.shape[-1] for n, t in reference.items() if n.startswith(("fc.", "hidden.", "attention."))]
         self.width = max(widths, default=64)
         self.sharp = self.sharpness()
@@ -67,11 +76,12 @@ class Tolerances:
         return max(1.0, float(through / max(np.linalg.norm(below), 1e-300)))
 
     def depth(self, name):
-        """Blocks that a tensor has come through."""
-        number = int(match[1]) if (match := re.search(r"\.(\d+)(?:\.|$)", name)) else None
+        """Blocks that a tensor has come through: down to its own layer, or down and up again, or for some steps."""
+        match = re.search(r"(?:^|\.)(?:h|hidden|[a-z]+(?:_\d)?)\.(\d+)$|\.h\.(\d+)\.", name)
+        number = None if match is None or name.startswith("grad.raw.") else int(match[1] or match[2])
         if name.startswith("grad."):
-            below = 0 if number is None and not name.startswith("grad.ln_f") and "ln_f" not in name else number
-            return 2 * self.layers - (self.layers if below is None else below)
+            at_the_end = name.startswith(("grad.ln_f", "grad.model.ln_f", "grad.model.lm_head"))
+            return self.layers + (0 if at_the_end else self.layers - (number or 0))
         if name.startswith(("after.", "adam.", "steps.", "decoded")):
             return 3 * self.layers
         return self.layers if number is None else number
@@ -86,7 +96,7 @@ class Tolerances:
             tolerance *= max(1, largest / max(float(np.abs(loss).max()), 1e-300))
         if name.startswith(("grad.", "adam.", "steps.norm")):
             tolerance *= self.cancels
-        if name.startswith(("after.", "adam.")):
+        if name.startswith(("after.", "adam.")) and not self.measurable:
             tolerance *= 100  # Adam divides by the gradient's size, number by number: the smallest round most
         return float(tolerance)
 

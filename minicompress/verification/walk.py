@@ -3,7 +3,14 @@
 import re
 
 BLOCK = ("ln_1", "query", "key", "value", "attention", "attended", "middle", "ln_2", "fc", "gelu")
-END = {"ln_f": "head", "first_logits": "head", "logits": "head", "teacher_log_probs": "loss", "losses": "loss", "loss": "loss"}
+END = {
+    "ln_f": "head",
+    "first_logits": "head",
+    "logits": "head",
+    "teacher_log_probs": "loss",
+    "losses": "loss",
+    "loss": "loss",
+}
 AFTER = (("decoded_logits", "decoding"), ("decoded", "decoding"), ("steps.loss", "steps"), ("steps.norm", "steps"),
          ("adam.m", "steps"), ("adam.v", "steps"), ("after", "steps"), ("again", "chance"))  # fmt: skip
 IN_BLOCK_BACKWARD = ("mlp.c_proj", "mlp.c_fc", "ln_2", "attn.c_proj", "attn.c_attn", "ln_1")

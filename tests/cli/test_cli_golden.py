@@ -4,7 +4,7 @@ import json
 
 from test_cli_mistakes import assert_one_line
 
-from minicompress.verification.golden import CASES
+from minicompress.verification.golden.folder import CASES
 
 
 def test_written_and_compared(run, here):

@@ -9,8 +9,8 @@ import pytest
 from test_quoted_numbers import DOCS, assert_quoted, figure  # noqa: F401  (a fixture)
 
 from minicompress.training.adamw import adamw_init, adamw_step
-from minicompress.verification.golden import CASES, MANIFEST, write_golden
-from minicompress.verification.golden_case import computed
+from minicompress.verification.golden.case import computed
+from minicompress.verification.golden.folder import CASES, MANIFEST, write_golden
 
 PAGE = (DOCS / "17-golden-vectors.md").read_text(encoding="utf-8")
 

@@ -101,9 +101,9 @@ BUGS = [
     # traces and doors
     Bug("a trace's slots are the first token", "trace, forward, in rows", trace.run_both_ways,
         "embed(params, ids, prefix.start, prefix.slots)", "embed(params, np.maximum(ids, 0), prefix.start)"),
-    Bug("a trace's keys and values by layer", "trace, gradient of kv", trace.prompt_gradients,
-        'flat_from_kv(dslots["slots"])', 'dslots["slots"].reshape(dslots["slots"].shape[3], -1)'),
-    Bug("hidden states predict a first token", "trace, gradient of hidden", trace.trace,
+    Bug("a trace's keys and values by layer", "trace, gradient of kv", trace.prompt_tensors,
+        'laid = flat_from_kv if', 'laid = (lambda kv: kv.reshape(kv.shape[3], -1)) if'),
+    Bug("hidden states predict a first token", "trace, gradient of hidden", trace.scored_rows,
         'prompt.carrier == "embeddings"', 'prompt.carrier != "kv"'),
     Bug("the teacher reads slots as token 0", "trace, gradient of in rows", trace.without_slots,
         'np.argsort(ids < 0, axis=1, kind="stable")', "np.argsort(ids < -99, axis=1, kind='stable')"),

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from minicompress.verification.golden import write_golden
+from minicompress.verification.golden.folder import write_golden
 from minicompress.verification.trace_file import read_trace, write_trace
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from golden_reading import by_layer, continued, gelu, layernorm, log_softmax, softmax, whole
 
 from helpers import directional_error
-from minicompress.verification.golden import CASES, given_and_asked, tensor_error
+from minicompress.verification.golden.folder import CASES, given_and_asked, tensor_error
 from minicompress.verification.oracles import complex_step
 
 

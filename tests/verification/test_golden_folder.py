@@ -11,15 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minicompress.verification import golden
-from minicompress.verification.golden import CASES, MANIFEST, check_golden, given_and_asked, write_golden
+from minicompress.verification.golden import folder as golden
+from minicompress.verification.golden.folder import CASES, MANIFEST, check_golden, given_and_asked, write_golden
 
 ROOT = Path(__file__).resolve().parents[2]
 each_case = pytest.mark.parametrize("name", CASES)
 
 
 def test_two_runs_write_the_same_bytes(kept, tmp_path):
-    code = f"from minicompress.verification.golden import write_golden; write_golden({str(tmp_path / 'set')!r})"
+    code = f"from minicompress.verification.golden.folder import write_golden; write_golden({str(tmp_path / 'set')!r})"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=os.environ | {"PYTHONHASHSEED": "7"})
     assert contents(kept) == contents(tmp_path / "set")
 
@@ -93,7 +93,7 @@ def test_an_interrupted_run_leaves_nothing_half_written(where, there, folder, mo
             return os.replace(*args)  # the older set out of the way, and back
         raise KeyboardInterrupt if where == "write_case" else OSError("no space left")
 
-    monkeypatch.setattr(f"minicompress.verification.golden.{where}", interrupted)
+    monkeypatch.setattr(f"minicompress.verification.golden.folder.{where}", interrupted)
     with pytest.raises((KeyboardInterrupt, OSError)):
         write_golden(folder)
     assert folder.exists() == there and (not there or contents(folder) == before)

@@ -12,9 +12,11 @@ from minicompress.layers import attention, embedding, gelu, layernorm, linear, l
 from minicompress.prompts import carriers, layout
 from minicompress.prompts.parameterisations import MADE_OF, cartridge, low_rank, ptuning_lstm
 from minicompress.training import adamw
-from minicompress.verification import golden_layers, golden_models, repeated, trace
-from minicompress.verification.golden import CASES, given_and_asked, tensor_error
-from minicompress.verification.golden_case import Draw, computed
+from minicompress.verification import repeated, trace
+from minicompress.verification.golden import layers as golden_layers
+from minicompress.verification.golden import models as golden_models
+from minicompress.verification.golden.case import Draw, computed
+from minicompress.verification.golden.folder import CASES, given_and_asked, tensor_error
 from test_planted_bugs import Bug, planted_error
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minicompress.verification.golden import CASES, given_and_asked
+from minicompress.verification.golden.folder import CASES, given_and_asked
 
 SOURCE = Path(__file__).resolve().parents[2] / "examples" / "golden_check.c"
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from minicompress.verification.compare import compare
+from minicompress.verification.oracles import relative_error
 from minicompress.verification.plain.backward import answer
 from minicompress.verification.plain.forward import RIGHT, Way
 from minicompress.verification.plain.steps import decode, take_steps
-from minicompress.verification.oracles import relative_error
 from minicompress.verification.setup import Setup
 from reading import KINDS
 from tracing import TINY, UNTIED, Case

@@ -1,5 +1,7 @@
 """The loss of the plain GPT-2, and its gradient, op by op."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from minicompress.layers.losses import log_softmax
@@ -16,13 +18,16 @@ def answer(setup, way=RIGHT, gradients=True, tape=None):
     tape = tape or forward(setup.model, setup.rows, setup.prompt, way)
     asked = what_is_asked(setup, way, tape)
     found, places = tensors(tape), way.places(asked)
-    picked, teacher = tape.end["logits"][places.row, places.column], None
+    picked, expected, power = tape.end["logits"][places.row, places.column], None, 0
+    picked = picked.astype(way.loss_dtype or picked.dtype)
+    warmth = (1.0, 1.0)
     if asked.teacher is not None:
-        teacher = asked.teacher[places.row, places.t]
-        shown = log_softmax(teacher / setup.temperature)
-        found["teacher_log_probs"] = np.zeros_like(asked.teacher)
-        found["teacher_log_probs"][places.row, places.t] = shown
-    losses, dpicked = way.cost(picked, places, teacher, setup.temperature)
+        warmth, power = way.temperatures(setup.temperature), way.power
+        expected = log_softmax(asked.teacher[places.row, places.guide] / warmth[1])
+        expected = expected.astype(way.loss_dtype or expected.dtype)
+        found["teacher_log_probs"] = np.zeros_like(tape.layout.tokens(tape.end["logits"]))
+        found["teacher_log_probs"][places.row, places.t] = expected
+    losses, dpicked = (part * setup.temperature**power for part in way.cost(picked, places.target, expected, warmth[0]))
     found |= {"losses": np.zeros(asked.scored.shape, picked.dtype), "loss": (losses * places.weight).sum()}
     inside = places.t >= 0
     found["losses"][places.row[inside], places.t[inside]] = losses[inside]
@@ -37,27 +42,27 @@ def what_is_asked(setup, way, tape):
     _, _, scored, targets = scored_rows(setup.model, setup.rows, setup.prompt, setup.labels)
     first = tape.layout.P > 0 and tape.prompt.carrier == "embeddings"
     scored = scored & ((np.arange(tape.layout.T) > 0) | first)
-    return Asked(tape.layout, targets, scored, first, teacher_logits(setup, way) if setup.teacher_context else None)
+    guide = teacher_logits(setup, way) if setup.teacher_context else None
+    return Asked(tape.layout, targets, scored, tape.ids < 0, first, guide)
 
 
 def teacher_logits(setup, way):
-    """(B, T, V), for every token, of the teacher that reads the context first, and no slots."""
+    """(B, T + 1, V), for every token and one more, of the teacher that reads the context first, and no slots."""
     context = list(way.context(setup.teacher_context))
     rows = [context + [i for i in row if i >= 0] for row in setup.rows]
-    tape = forward(setup.teacher or setup.model, rows, None, way)
-    found = np.zeros((len(rows), max(map(len, setup.rows)), tape.end["logits"].shape[-1]), tape.end["logits"].dtype)
-    for b, row in enumerate(setup.rows):
-        for t, token in enumerate(row):
-            before = len(context) + sum(i >= 0 for i in row[:t])
-            if token >= 0 and before:
-                found[b, t] = tape.end["logits"][b, tape.layout.columns[b, before - 1]]
-    return found
+    logits = forward(setup.teacher or setup.model, rows, None, replace(way, left=False)).end["logits"]
+    T = max(map(len, setup.rows))
+    hard = [[sum(i >= 0 for i in row[:t]) + max(0, t - len(row)) for t in range(T + 1)] for row in setup.rows]
+    before = np.clip(len(context) + np.array(hard) - 1, 0, logits.shape[1] - 1)
+    return logits[np.arange(len(rows))[:, None], before]
 
 
 def backward(tape, dlogits, way=RIGHT, weights=True):
     """dlogits (B, S, V) -> the gradients by name. weights: those of the model too."""
     (params, config), layout, P, prompt = tape.model, tape.layout, tape.layout.P, tape.prompt
     grads = {name: np.zeros_like(w) for name, w in flatten(params).items()}
+    if not way.last_slot:
+        dlogits[:, :P] = 0
     grads[head_name(params)] += way.tied[0] * np.einsum("bsv,bsc->vc", dlogits, tape.end["hidden"])
     dx = way.product(dlogits, head(params))
     found = {"grad.ln_f": layout.tokens(dx)}
@@ -67,7 +72,8 @@ def backward(tape, dlogits, way=RIGHT, weights=True):
     found[f"grad.hidden.{last}"], dslots, dbeta = layout.tokens(dx), [None] * last, [None] * last
     for number in reversed(range(last)):
         at, H = tape.layers[number], config.n_head
-        dx, dkv, dbeta[number] = block_backward(dx, at, params["h"][str(number)], H, layout, prompt, way, grads, f"h.{number}")
+        weights, name = params["h"][str(number)], f"h.{number}"
+        dx, dkv, dbeta[number] = block_backward(dx, at, weights, H, layout, prompt, way, grads, name)
         if P and prompt.carrier == "hidden":
             dslots[number] = dx[:, :P].copy()
             dx[:, :P] = 0
@@ -95,16 +101,16 @@ def linear_backward(dout, x, params, way, grads, name):
 def norm_backward(dout, cache, way, grads, name):
     """out = w d r + b with r = r(var): dx = r (g - mean g) + (Σ g d) r' 2 d / n, g = w dout."""
     d, var, r, slope, n, weight = cache
-    grads[f"{name}.weight"] += (dout * d * r).sum((0, 1))
+    sharp = 1 / np.sqrt(np.maximum(var, np.finfo(var.dtype).tiny))  # r without eps
+    grads[f"{name}.weight"] += (dout * d * (sharp if way.norm_backward == "no eps, recomputed" else r)).sum((0, 1))
     grads[f"{name}.bias"] += dout.sum((0, 1))
     g = dout * weight
     if way.norm_backward == "no means":
         return g * r
-    if way.norm_backward == "no eps":
-        r = 1 / np.sqrt(np.maximum(var, np.finfo(var.dtype).tiny))
-        slope = -(r**3) / 2
+    if way.norm_backward.startswith("no eps") and "stretch" not in way.norm_backward:
+        r, slope = sharp, -(sharp**3) / 2
     if way.norm_backward == "no eps in the stretch":
-        slope = -r / (2 * np.maximum(var, np.finfo(var.dtype).tiny))
+        slope = -r * sharp * sharp / 2
     return r * (g - g.mean(-1, keepdims=True)) + (g * d).sum(-1, keepdims=True) * slope * 2 * d / n
 
 
@@ -121,7 +127,13 @@ def block_backward(dout, at, params, H, layout, prompt, way, grads, name):
     dv, dprobs = way.product(probs.swapaxes(-1, -2), d), way.product(d, v.swapaxes(-1, -2))
     dscores = probs * (dprobs - ((probs * dprobs).sum(-1, keepdims=True) if way.softmax_sum else 0))
     scale_q, scale_k = way.scale_backward(way.scale(C // H, C))
-    dq, dk = way.product(dscores, k) * scale_q, way.product(dscores.swapaxes(-1, -2), q) * scale_k
+    dq = way.product(dscores, k) * scale_q
+    if not way.reaches_slots:
+        dscores[:, :, P:, :P] = 0
+        dv[:, :, :P] = way.product(probs[:, :, :P, :P].swapaxes(-1, -2), d[:, :, :P])
+    dk = way.product(dscores.swapaxes(-1, -2), q) * scale_k
+    if way.swapped:
+        dk[:, :, :P], dv[:, :, :P] = dv[:, :, :P].copy(), dk[:, :, :P].copy()
     dkv = dbeta = None
     if prompt is not None and prompt.carrier == "kv":
         dkv, dbeta = np.stack([dk[:, :, :P], dv[:, :, :P]], axis=1), dscores[..., :P].sum(-2)
@@ -144,7 +156,7 @@ def embeddings_backward(tape, dx, way, grads):
         last = np.zeros_like(grads["wte.weight"])
         last[ids] = d
         grads["wte.weight"] += last
-    row, t = np.nonzero(layout.real)
+    row, t = np.nonzero(layout.real & (way.slot_positions | (tape.ids >= 0)))
     np.add.at(grads["wpe.weight"], tape.positions[row, t], dx[row, layout.columns[row, t]])
     if P and tape.prompt.carrier == "embeddings" and way.slot_positions:
         grads["wpe.weight"][:P] += dx[:, :P].sum(0)

@@ -19,8 +19,9 @@ class Asked(NamedTuple):
     layout: Any
     targets: np.ndarray  # (B, T), the labels; -100 where there are none
     scored: np.ndarray  # (B, T)
+    soft: np.ndarray  # (B, T), slots among the rows' tokens
     first: bool  # whether a row's first token is predicted, by the last slot
-    teacher: np.ndarray | None  # (B, T, V), the teacher's logits for token t
+    teacher: np.ndarray | None  # (B, T + 1, V), the teacher's logits for token t, and for what would follow the last
 
 
 class Places(NamedTuple):
@@ -31,38 +32,43 @@ class Places(NamedTuple):
     t: np.ndarray  # (N,), the token that they predict; -1 for none
     target: np.ndarray  # (N,)
     weight: np.ndarray  # (N,), the share in the loss
+    guide: np.ndarray  # (N,), the token for which the teacher's word is taken
 
 
 def scored_places(asked, scored=None, total=None):
     """All scored tokens, each predicted one column before its own, each with the same share."""
     row, t = np.nonzero(asked.scored if scored is None else scored)
     before = np.where(t > 0, asked.layout.columns[row, np.maximum(t - 1, 0)], asked.layout.P - 1)
-    weight = np.full(len(row), 1 / (total or len(row)))
-    return Places(row, before, t, asked.targets[row, t], weight)
+    weight = np.full(len(row), 1 / max(1, total or len(row)))
+    return Places(row, before, t, asked.targets[row, t], weight, t)
 
 
-def cost(logits, places, teacher, temperature):
-    """logits (N, V), the teacher's (N, V) or None -> losses (N,), dlogits (N, V)."""
+def cost(logits, target, teacher, temperature):
+    """logits (N, V), targets (N,), the teacher's log-probabilities (N, V) or None -> losses (N,), dlogits (N, V)."""
     one = np.ones(len(logits), logits.dtype)
     if teacher is None:
-        losses, cache = cross_entropy(logits, places.target)
+        losses, cache = cross_entropy(logits, target)
         return losses, cross_entropy_backward(one, cache)
-    losses, cache = kl_divergence(logits, log_softmax(teacher / temperature), temperature)
-    return losses, kl_divergence_backward(one, cache)
+    losses, cache = kl_divergence(logits, teacher, temperature)
+    return losses / temperature**2, kl_divergence_backward(one / temperature**2, cache)
 
 
 # As people get the places wrong.
 
 
-def not_shifted(asked):
-    """The logits behind token t are held against token t itself."""
-    places = scored_places(asked, asked.scored & (np.arange(asked.layout.T) > 0))
-    return places._replace(column=asked.layout.columns[places.row, places.t])
+def not_shifted(first):
+    """The logits behind token t are held against token t itself; first: the first token too."""
+
+    def places(asked):
+        found = scored_places(asked, labelled(asked) & (first | (np.arange(asked.layout.T) > 0)))
+        return found._replace(column=asked.layout.columns[found.row, found.t], guide=found.t + 1)
+
+    return places
 
 
-def not_shifted_with_the_first(asked):
-    places = scored_places(asked, asked.scored)
-    return places._replace(column=asked.layout.columns[places.row, places.t])
+def labelled(asked):
+    """(B, T), every token that has a label, whether anything predicts it or not."""
+    return (asked.targets != -100) & asked.layout.real
 
 
 def shifted_twice(asked):
@@ -71,41 +77,49 @@ def shifted_twice(asked):
     return places._replace(column=asked.layout.columns[places.row, places.t - 2])
 
 
-def also_places(places, row, column, t, target, share=True):
-    """More places; share: all have the same weight, else the new ones have that of the old."""
-    joined = [np.concatenate(pair) for pair in zip(places[:4], (row, column, t, target), strict=True)]
-    weight = 1 / len(joined[0]) if share else places.weight[0]
-    return Places(*joined, np.full(len(joined[0]), weight))
+def also_places(places, row, column, t, label, share=True):
+    """More places with one label; share: all have the same weight, else the new ones have that of the old."""
+    pairs = zip(places[:4], (row, column, t, 0 * row + label), strict=True)
+    joined, guide = [np.concatenate(pair) for pair in pairs], np.concatenate([places.guide, np.maximum(t, 0)])
+    weight = 1 / len(joined[0]) if share else 1 / max(1, len(places.row))
+    return Places(*joined, np.full(len(joined[0]), weight), guide)
 
 
-def with_slots(label, first=1):
-    """Slots are scored too, as if each had this label: slots `first` to P-1, each predicted by the one before."""
+def with_slots(label, share=True):
+    """Slots are scored too, as if each had this label: all that something predicts."""
 
     def places(asked):
+        if asked.soft.any():  # they stand in the rows
+            row, t = np.nonzero(asked.soft & ~asked.scored & (np.arange(asked.layout.T) > 0))
+            return also_places(scored_places(asked), row, asked.layout.columns[row, t - 1], t, label, share)
         rows, P = len(asked.targets), asked.layout.P
-        row, slot = (a.ravel() for a in np.meshgrid(np.arange(rows), np.arange(first, P), indexing="ij"))
-        return also_places(scored_places(asked), row, slot - 1, 0 * row - 1, 0 * row + label)
+        row, slot = (a.ravel() for a in np.meshgrid(np.arange(rows), np.arange(1, P), indexing="ij"))
+        return also_places(scored_places(asked), row, slot - 1, 0 * row - 1, label, share)
 
     return places
 
 
 def with_ignored(label, padding=False, share=True):
-    """Places without a label are scored as if they had this one; padding: also those behind a row's end."""
+    """Places without a label are scored as if they had this one; padding: those behind a row's end instead."""
 
     def places(asked):
-        open_to_all = asked.layout.real | padding
-        row, t = np.nonzero(~asked.scored & open_to_all & ((np.arange(asked.layout.T) > 0) | asked.first))
+        wanted = ~asked.layout.real if padding else ~asked.scored & asked.layout.real
+        row, t = np.nonzero(wanted & ((np.arange(asked.layout.T) > 0) | asked.first))
         before = np.where(t > 0, asked.layout.columns[row, np.maximum(t - 1, 0)], asked.layout.P - 1)
-        return also_places(scored_places(asked), row, before, t, 0 * row + label, share)
+        return also_places(scored_places(asked), row, before, t, label, share)
 
     return places
 
 
-def mean_of_row_means(asked):
-    """Each row has the same share, however many of its tokens are scored."""
-    places = scored_places(asked)
-    per_row = np.bincount(places.row, minlength=len(asked.targets))
-    return places._replace(weight=1 / (per_row[places.row] * (per_row > 0).sum()))
+def mean_of_row_means(empty_too):
+    """Each row has the same share, however many of its tokens are scored; rows without any count, or do not."""
+
+    def places(asked):
+        found, rows = scored_places(asked), len(asked.targets)
+        per_row = np.bincount(found.row, minlength=rows)
+        return found._replace(weight=1 / (per_row[found.row] * (rows if empty_too else (per_row > 0).sum())))
+
+    return places
 
 
 def divided_by(number):
@@ -121,53 +135,30 @@ def without_the_first(asked):
 # As people get the cost wrong, or agree on another one.
 
 
-def reversed_kl(logits, places, teacher, temperature):
+def reversed_kl(logits, target, teacher, temperature):
     """KL(student ‖ teacher)."""
-    q, p = log_softmax(logits / temperature), log_softmax(teacher / temperature)
+    q, p = log_softmax(logits / temperature), teacher
     losses = (np.exp(q) * (q - p)).sum(-1)
-    return temperature**2 * losses, temperature * np.exp(q) * (q - p - losses[:, None])
+    return losses, np.exp(q) * (q - p - losses[:, None]) / temperature
 
 
-def scaled_kl(power):
-    """T^power in place of T²."""
-
-    def cost_of(logits, places, teacher, temperature):
-        losses, dlogits = cost(logits, places, teacher, temperature)
-        return losses * temperature ** (power - 2), dlogits * temperature ** (power - 2)
-
-    return cost_of
-
-
-def one_sided_temperature(student, teacher_too):
-    """The temperature on one side alone, with T² or without."""
-
-    def cost_of(logits, places, teacher, temperature, power=2):
-        T_student, T_teacher = temperature if student else 1.0, temperature if teacher_too else 1.0
-        q, p = log_softmax(logits / T_student), log_softmax(teacher / T_teacher)
-        losses = (np.exp(p) * (p - q)).sum(-1)
-        return temperature**power * losses, temperature**power / T_student * (np.exp(q) - np.exp(p))
-
-    return cost_of
-
-
-def teacher_cross_entropy(logits, places, teacher, temperature):
+def teacher_cross_entropy(logits, target, teacher, temperature):
     """-Σ p log q: the KL without the teacher's own entropy; its gradient is the same."""
-    _, dlogits = cost(logits, places, teacher, temperature)
-    p = np.exp(log_softmax(teacher / temperature))
-    return -(temperature**2) * (p * log_softmax(logits / temperature)).sum(-1), dlogits
+    _, dlogits = cost(logits, target, teacher, temperature)
+    return -(np.exp(teacher) * log_softmax(logits / temperature)).sum(-1), dlogits
 
 
 def top_k(k, renormalised):
     """KL over the teacher's k likeliest tokens: both sides renormalised on them, or neither."""
 
-    def cost_of(logits, places, teacher, temperature):
-        T, p, q = temperature, log_softmax(teacher / temperature), log_softmax(logits / temperature)
+    def cost_of(logits, target, teacher, temperature):
+        p, q = teacher, log_softmax(logits / temperature)
         kept = p >= np.partition(p, -k)[:, [-k]]
         if renormalised:
             p, q = (log_softmax(np.where(kept, side, -1e30)) for side in (p, q))
         mass = np.where(kept, np.exp(p), 0)
         losses = (mass * np.where(kept, p - q, 0)).sum(-1)
-        return T * T * losses, T * (np.exp(q) * mass.sum(-1, keepdims=True) - mass)
+        return losses, (np.exp(q) * mass.sum(-1, keepdims=True) - mass) / temperature
 
     return cost_of
 
@@ -175,9 +166,3 @@ def top_k(k, renormalised):
 def times(factor):
     """The cost in another unit."""
     return lambda *args: tuple(factor * part for part in cost(*args))
-
-
-def in_float32(logits, *rest):
-    """The logits cast to float32 first, as Transformers does."""
-    losses, dlogits = cost(logits.astype(np.float32), *rest)
-    return losses.astype(logits.dtype), dlogits.astype(logits.dtype)

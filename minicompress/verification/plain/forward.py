@@ -68,6 +68,8 @@ class Way:
     left: bool = False  # rows are padded between the slots and their tokens
     pad: int = 0  # the token that fills the padding
     slot_positions: bool = True  # slots as embeddings receive their rows of wpe
+    left_over: bool = False  # decoding a row begins with what the cache holds of the rows before
+    swapped: bool = False  # the slots' keys and values change places
     positions: Callable = onward
     # inside a block
     mask: Callable = causal
@@ -83,8 +85,13 @@ class Way:
     context: Callable = lambda ids: ids  # what the teacher reads of its context
     places: Callable = costs.scored_places
     cost: Callable = costs.cost
+    temperatures: Callable = lambda T: (T, T)  # the student's and the teacher's
+    loss_dtype: Any = None  # what logits are cast to before the loss
+    power: int = 2  # of the temperature, by which a divergence is multiplied
     # backward
-    norm_backward: str = "right"  # or "no eps", "no eps in the stretch", "no means"
+    norm_backward: str = "right"  # or "no eps", "no eps, recomputed", "no eps in the stretch", "no means"
+    reaches_slots: bool = True  # tokens pass a gradient on to the slots that they look at
+    last_slot: bool = True  # the prediction of the first token passes one to the last slot
     softmax_sum: bool = True
     scale_backward: Callable = lambda scale: (scale, scale)  # of dq and dk
     residual: tuple = (1, 1)  # shares of the gradient that pass the MLP and the attention by
@@ -110,8 +117,11 @@ class Tape(NamedTuple):
     positions: np.ndarray  # (B, T)
 
 
-def forward(model, rows, prompt=None, way=RIGHT, depth=None, written=0):
-    """Reads rows of ids behind a prompt -> Tape. depth: stop after so many blocks, without a head."""
+def forward(model, rows, prompt=None, way=RIGHT, depth=None, written=0, memory=None):
+    """Reads rows of ids behind a prompt -> Tape. depth: stop after so many blocks, without a head.
+
+    memory: for each block the keys, values and log-masses of another text, which all queries see as well.
+    """
     (params, config), ids = model, pad_rows(rows)
     prompt = prompt if way.injected else None
     front = prompt is not None and not prompt.in_rows
@@ -127,7 +137,7 @@ def forward(model, rows, prompt=None, way=RIGHT, depth=None, written=0):
         if front and prompt.carrier == "hidden":
             x = np.concatenate([np.broadcast_to(slots[number], x[:, :P].shape), x[:, P:]], axis=1)
         past = (slots[number], None if prompt.beta is None else prompt.beta[number]) if is_kv(prompt) else None
-        x, kept = block(x, params["h"][str(number)], config, past, layout, way)
+        x, kept = block(x, params["h"][str(number)], config, past, layout, way, memory and memory[number])
         layers.append(kept)
     end = {"x": x}
     if depth is None:
@@ -153,13 +163,14 @@ def first_column_values(params, ids, prompt, slots, layout, way, where):
     if prompt is not None and prompt.in_rows:
         words = np.where((ids < 0)[..., None], slots[np.maximum(-1 - ids, 0)], words)
     row, t = np.nonzero(layout.real)
-    x[row, layout.columns[row, t]] = words[row, t] + wpe[where[row, t]]
+    places = wpe[where] * (way.slot_positions | (ids >= 0))[..., None]
+    x[row, layout.columns[row, t]] = (words + places)[row, t]
     if P and prompt.carrier == "embeddings":
         x[:, :P] = slots + (wpe[:P] if way.slot_positions else 0)
     return x
 
 
-def block(x, params, config, past, layout, way):
+def block(x, params, config, past, layout, way, memory=None):
     """x (B, S, C) -> (B, S, C), and everything on the way."""
     (B, S, C), H, mm = x.shape, config.n_head, way.product
     at = {"x": x}
@@ -169,13 +180,20 @@ def block(x, params, config, past, layout, way):
     q, k, v = qkv[0], qkv[1].copy(), qkv[2].copy()
     if past is not None:
         k[:, :, : layout.P], v[:, :, : layout.P] = past[0]
-    scores = mm(q, k.swapaxes(-1, -2)) * way.scale(C // H, C)
+    if way.swapped:
+        k[:, :, : layout.P], v[:, :, : layout.P] = v[:, :, : layout.P].copy(), k[:, :, : layout.P].copy()
+    masses = np.zeros((H, S), x.dtype)
     if past is not None and past[1] is not None:
-        scores[..., : layout.P] += past[1][:, None]
+        masses[:, : layout.P] = past[1]
     seen = np.broadcast_to(way.mask(layout), (B, S, S))[:, None]
+    if memory is not None:
+        k, v = (np.concatenate(pair, axis=2) for pair in zip(memory[:2], (k, v), strict=True))
+        masses = np.concatenate([memory[2], masses], axis=1)
+        seen = np.concatenate([np.ones((B, 1, S, k.shape[2] - S), bool), seen], axis=3)
+    scores = mm(q, k.swapaxes(-1, -2)) * way.scale(C // H, C) + masses[:, None]
     scores = np.where(seen, scores, -np.inf if seen.any(-1).all() else -1e9)  # a query that sees no key sees all
     probs = np.exp(log_softmax(scores))
-    at |= {"q": q, "k": k, "v": v, "probs": probs}
+    at |= {"q": q, "k": k, "v": v, "masses": masses, "probs": probs}
     at["attended"] = mm(probs, v).swapaxes(1, 2).reshape(B, S, C)
     at["middle"] = x + mm(at["attended"], params["attn"]["c_proj"]["weight"]) + params["attn"]["c_proj"]["bias"]
     at["ln_2"], at["norm_2"] = norm(at["middle"], params["ln_2"], config, way)

@@ -4,21 +4,34 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from minicompress.verification.plain.backward import answer
 from minicompress.verification.plain.forward import RIGHT, forward
 from minicompress.verification.repeated import moved, trainable
-from minicompress.verification.trace import trace
 
 
 def decode(setup, way=RIGHT):
     """{decoded, decoded_logits}, as `decoded` gives them: all tokens are read anew for each new one."""
-    rows, found = [list(row) for row in setup.rows], []
+    if not way.left_over:
+        parts = [written_on(setup, setup.rows, way)]
+    else:
+        parts, memory = [], None
+        for row in setup.rows:
+            parts.append(written_on(setup, [row], way, memory))
+            memory = [(at["k"], at["v"], at["masses"]) for at in parts[-1][2].layers]
+    names = ("decoded", "decoded_logits")
+    return {name: np.concatenate([part[n] for part in parts]) for n, name in enumerate(names)}
+
+
+def written_on(setup, rows, way, memory=None):
+    """-> the rows' likeliest continuations (B, n), what chose them (B, n, V), and the last pass."""
+    rows, found = [list(row) for row in rows], []
     for written in range(setup.decode):
-        tape = forward(setup.model, rows, setup.prompt, way, written=written)
+        tape = forward(setup.model, rows, setup.prompt, way, written=written, memory=memory)
         ends = tape.layout.columns[np.arange(len(rows)), tape.layout.lengths - 1]
         found.append(tape.end["logits"][np.arange(len(rows)), ends])
         for row, token in zip(rows, found[-1].argmax(-1), strict=True):
             row.append(int(token))
-    return {"decoded": np.array([row[-setup.decode :] for row in rows]), "decoded_logits": np.stack(found, axis=1)}
+    return np.array([row[-setup.decode :] for row in rows]), np.stack(found, axis=1), tape
 
 
 @dataclass(frozen=True)
@@ -27,13 +40,13 @@ class Optimiser:
 
     decay: float | None = None  # in place of the one asked for
     coupled: bool = False  # decay is added to the gradient (L2), not taken off the weights
-    corrected: bool = True  # the moments' beginning at zero is made up for
-    clip: str = "together"  # or "each", "by number", "never"
+    corrected: tuple = (True, True)  # the beginning at zero of m and of v is made up for
+    clip: str = "together"  # or "each", "always", "by layer", "by number", "never"
     zeroed: bool = True  # gradients begin anew at each step
     inside: bool = False  # eps stands inside the root
 
 
-def take_steps(setup, how=Optimiser()):  # noqa: B008
+def take_steps(setup, how=Optimiser()):
     """{after.*, adam.*, steps.*}, as `stepped` gives them."""
     asked = {"steps": 1, "lr": 1e-2, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, "clip": None}
     asked |= setup.steps
@@ -41,8 +54,8 @@ def take_steps(setup, how=Optimiser()):  # noqa: B008
     m, v, kept = ({name: np.zeros_like(w) for name, w in moving.items()} for _ in range(3))
     losses, norms, found, gradients = [], [], {}, "prompt" if setup.prompt else "all"
     for t in range(1, asked["steps"] + 1):
-        here = moved(setup.model, setup.rows, setup.prompt, moving)
-        tensors = trace(*here, setup.labels, setup.teacher, setup.teacher_context, gradients, setup.temperature)
+        model, _, prompt = moved(setup.model, setup.rows, setup.prompt, moving)
+        tensors = answer(setup._replace(model=model, prompt=prompt, gradients=gradients))
         for name, d in kept.items():
             d[...] = tensors[f"grad.{name}"] + (0 if how.zeroed else d)
         losses.append(tensors["loss"])
@@ -56,15 +69,19 @@ def take_steps(setup, how=Optimiser()):  # noqa: B008
 
 
 def clip(grads, limit, how):
-    """The gradients, no longer than the limit: together, each by itself, or number by number."""
+    """The gradients, no longer than the limit: together, each by itself, layer by layer, or number by number."""
     if limit is None or how == "never":
         return {name: g.copy() for name, g in grads.items()}
     if how == "by number":
         return {name: np.clip(g, -limit, limit) for name, g in grads.items()}
-    norms = {name: np.sqrt((g * g).sum()) for name, g in grads.items()}
-    joint = np.sqrt(sum(n * n for n in norms.values()))
-    scale = {name: min(1, limit / max(joint if how == "together" else n, 1e-30)) for name, n in norms.items()}
-    return {name: g * g.dtype.type(scale[name]) for name, g in grads.items()}
+    if how == "always":
+        return {name: g * g.dtype.type(limit / max(np.sqrt((g * g).sum()), 1e-30)) for name, g in grads.items()}
+    group = {"together": lambda name: "", "each": lambda name: name, "by layer": lambda name: name.split(".")[:3]}[how]
+    clipped = {}
+    for name, g in grads.items():
+        norm = np.sqrt(sum((other * other).sum() for n, other in grads.items() if group(n) == group(name)))
+        clipped[name] = g * g.dtype.type(min(1, limit / max(norm, 1e-30)))
+    return clipped
 
 
 def move(w, g, m, v, t, how, asked):
@@ -75,6 +92,6 @@ def move(w, g, m, v, t, how, asked):
     g = g + decay * w if how.coupled else g
     m[...] = b1 * m + (1 - b1) * g
     v[...] = b2 * v + (1 - b2) * g * g
-    one, two = (1 - b1**t, 1 - b2**t) if how.corrected else (1, 1)
+    one, two = (1 - b**t if made_up else 1 for b, made_up in zip((b1, b2), how.corrected, strict=True))
     w *= 1 if how.coupled else 1 - lr * decay
     w -= lr * (m / one) / (np.sqrt(v / two + eps) if how.inside else np.sqrt(v / two) + eps)

@@ -15,9 +15,9 @@ from typing import NamedTuple
 import numpy as np
 
 from minicompress.training.checkpoints import replace_file
-from minicompress.verification.golden_case import computed
-from minicompress.verification.golden_layers import LAYERS
-from minicompress.verification.golden_models import MODELS
+from minicompress.verification.golden.case import computed
+from minicompress.verification.golden.layers import LAYERS
+from minicompress.verification.golden.models import MODELS
 from minicompress.verification.oracles import relative_error
 from minicompress.verification.trace_file import read_trace, write_trace
 

@@ -28,7 +28,7 @@ from minicompress.prompts.parameterisations import (
     ptuning_mlp,
 )
 from minicompress.trees import flatten, tree_map, unflatten
-from minicompress.verification.golden_case import Case
+from minicompress.verification.golden.case import Case
 
 TINY = Config(vocab_size=11, n_positions=10, n_embd=6, n_layer=2, n_head=2, n_inner=8)
 B, T, P, H, D, C, V = 2, 4, 3, 2, 3, 6, 11

@@ -13,8 +13,8 @@ from minicompress.prompts.parameterisations import kind_of, prefix_mlp
 from minicompress.prompts.soft_prompt import SoftPrompt
 from minicompress.training.adamw import adamw_init, adamw_step, clip_by_global_norm
 from minicompress.trees import flatten, tree_map, unflatten
-from minicompress.verification.golden_case import Case
-from minicompress.verification.golden_layers import TINY, V
+from minicompress.verification.golden.case import Case
+from minicompress.verification.golden.layers import TINY, V
 from minicompress.verification.repeated import decoded, stepped
 from minicompress.verification.trace import IGNORED, scored_rows, trace
 
