@@ -71,7 +71,7 @@ def compare(reference, suspect, setup=None, progress=None):
     if not aligned.tensors:
         theirs, ours = (", ".join(sorted(names)[:4]) for names in (suspect, reference))
         raise ValueError(f"the two traces share no tensor: one has {ours} …, the other {theirs} …")
-    tolerances = Tolerances(reference, aligned.tensors, setup is not None)
+    tolerances = Tolerances(reference, aligned.tensors, setup)
     lines = [line(name, aligned, reference, tolerances) for name in sorted(aligned.tensors, key=place)]
     missing = sorted(set(reference) - set(aligned.tensors), key=place)
     lines += [

@@ -31,13 +31,10 @@ def bytes_of(tensors):
 
 
 class Tolerances:
-    """Tolerances of relative errors ‖a - b‖ / ‖b‖, tensor by tensor, for a reference and a suspect.
+    """Tolerances of relative errors ‖a - b‖ / ‖b‖, tensor by tensor, for a reference and a suspect."""
 
-    measurable: what is exceeded by little will be measured.
-    """
-
-    def __init__(self, reference, suspect, measurable=False):
-        self.reference, self.measurable = reference, measurable
+    def __init__(self, reference, suspect, setup=None):
+        self.reference, self.setup = reference, setup
         self.bytes = min(bytes_of(reference), bytes_of(suspect))
         self.u = ROUNDOFF[self.bytes]
         self.layers = sum(bool(re.fullmatch(r"hidden\.\d+", name)) for name in reference) - 1
@@ -96,9 +93,21 @@ class Tolerances:
             tolerance *= max(1, largest / max(float(np.abs(loss).max()), 1e-300))
         if name.startswith(("grad.", "adam.", "steps.norm")):
             tolerance *= self.cancels
-        if name.startswith(("after.", "adam.")) and not self.measurable:
-            tolerance *= 100  # Adam divides by the gradient's size, number by number: the smallest round most
+        if name.startswith(("after.", "adam.")) and (self.setup is None or not self.setup.steps):
+            tolerance *= 100  # what the steps were is not known
+        elif name.startswith("after."):
+            tolerance += self.of_steps(name, tolerance)
         return float(tolerance)
+
+    def of_steps(self, name, tolerance):
+        """Adam divides each number's gradient by its own size: of the smallest little but rounding is left."""
+        v, after = self.reference.get("adam.v" + name[5:]), self.reference[name]
+        if v is None or not v.any():
+            return 0.0
+        size = np.sqrt(v[v > 0].astype(np.float64))
+        unsure = np.minimum(1, tolerance * self.cancels * np.sqrt((size * size).mean()) / size)
+        step = self.setup.steps.get("lr", 1e-2) * self.setup.steps.get("steps", 1)
+        return 2 * step * np.linalg.norm(unsure) / max(np.linalg.norm(after), 1e-300)
 
 
 def measured(setup, reference, bytes_of_a_number):

@@ -4,6 +4,7 @@ import numpy as np
 
 from minicompress.verification.catalogue.block import half
 from minicompress.verification.catalogue.bug import Bug, in_front, where
+from minicompress.verification.catalogue.chance import again
 from minicompress.verification.plain.forward import Way
 from minicompress.verification.plain.gelus import CUBE, erf_slope, tanh_slope
 
@@ -43,6 +44,8 @@ def in_half(evidence):
     small = lambda error: 3e-6 < error < 5e-2
     if evidence.first_stage not in ("front", "block", "head", "backward") or not small(evidence.first_error):
         return 0.0
+    if again(evidence):  # it is drawn, not rounded
+        return 0.0
     return 0.3 + 0.3 * float(np.mean([small(error) for error in evidence.differing.values()]) >= 0.9)
 
 
@@ -73,6 +76,7 @@ BUGS = [
         "use the forward's own rstd",
         lambda s, e: {
             "in rstd": Way(norm_backward="no eps"),
+            "in 1/σ": Way(norm_backward="no eps in 1/σ"),
             "in x̂ too": Way(norm_backward="no eps, recomputed"),
             "in the stretch": Way(norm_backward="no eps in the stretch"),
         },

@@ -107,8 +107,10 @@ def norm_backward(dout, cache, way, grads, name):
     g = dout * weight
     if way.norm_backward == "no means":
         return g * r
-    if way.norm_backward.startswith("no eps") and "stretch" not in way.norm_backward:
+    if way.norm_backward in ("no eps", "no eps, recomputed"):
         r, slope = sharp, -(sharp**3) / 2
+    if way.norm_backward == "no eps in 1/σ":
+        r, slope = sharp, -sharp * r * r / 2
     if way.norm_backward == "no eps in the stretch":
         slope = -r * sharp * sharp / 2
     return r * (g - g.mean(-1, keepdims=True)) + (g * d).sum(-1, keepdims=True) * slope * 2 * d / n

@@ -89,7 +89,7 @@ class Way:
     loss_dtype: Any = None  # what logits are cast to before the loss
     power: int = 2  # of the temperature, by which a divergence is multiplied
     # backward
-    norm_backward: str = "right"  # or "no eps", "no eps, recomputed", "no eps in the stretch", "no means"
+    norm_backward: str = "right"  # or "no eps", "no eps, recomputed", "no eps in …", "no means"
     reaches_slots: bool = True  # tokens pass a gradient on to the slots that they look at
     last_slot: bool = True  # the prediction of the first token passes one to the last slot
     softmax_sum: bool = True
