@@ -28,10 +28,12 @@ import prefix_step
 import prompt_step
 import sides
 import teacher_reading
+import trace_and_diff
 import training_step
 
 MODULES = (
-    prompt_step, prefix_step, lstm_step, mixed_batch, compression_step, teacher_reading, training_step, imports,
+    prompt_step, prefix_step, lstm_step, mixed_batch, compression_step, teacher_reading, training_step,
+    trace_and_diff, imports,
 )  # fmt: skip
 BENCHMARKS = {b.name: b for b in [*(module.BENCHMARK for module in MODULES), *generation.BENCHMARKS]}
 

@@ -28,8 +28,8 @@ class NormByHand(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dout):
         d, var, rstd, weight = ctx.saved_tensors
-        xhat = d * (var.rsqrt() if ctx.how == "recomputed" else rstd)
-        outer = rstd if ctx.how == "stretch" else var.rsqrt()
+        xhat = d * (var.rsqrt() if ctx.how in ("recomputed", "xhat") else rstd)
+        outer = rstd if ctx.how in ("stretch", "xhat") else var.rsqrt()
         rows = tuple(range(dout.ndim - 1))
         g = dout * weight
         stretch = (g * xhat).mean(-1, keepdim=True)
@@ -43,7 +43,8 @@ class LookUpOnce(torch.autograd.Function):
     """table[ids], whose backward puts where it should add: of a repeated id the last one wins."""
 
     @staticmethod
-    def forward(ctx, table, ids, real):
+    def forward(ctx, table, ids, real, how):
+        ctx.how = how
         ctx.save_for_backward(ids, real)
         ctx.size = table.shape
         return table[ids]
@@ -52,21 +53,23 @@ class LookUpOnce(torch.autograd.Function):
     def backward(ctx, dout):
         ids, real = ctx.saved_tensors
         grad = torch.zeros(ctx.size, dtype=dout.dtype)
-        for i, d in zip(ids[real], dout[real], strict=True):
-            grad[i] = d
-        return grad, None, None
+        pairs = list(zip(ids[real], dout[real], strict=True))
+        for i, d in reversed(pairs) if ctx.how == "the first wins" else pairs:
+            grad[i] = grad[i] + d / (ids[real] == i).sum() if ctx.how == "averaged" else d
+        return grad, None, None, None
 
 
 class Averaged(torch.autograd.Function):
     """One for all rows; its gradient is their mean where it should be their sum."""
 
     @staticmethod
-    def forward(ctx, x, rows):
+    def forward(ctx, x, rows, first):
+        ctx.first = first
         return x.expand(rows, *x.shape)
 
     @staticmethod
     def backward(ctx, dout):
-        return dout.mean(0), None
+        return dout[0] if ctx.first else dout.mean(0), None, None
 
 
 class GPT2:
@@ -99,6 +102,9 @@ class GPT2:
     def norm(self, x, name):
         (weight, bias), eps = self.of(name), self.config.layer_norm_epsilon
         kind, _, how = self.bug.partition(": ")
+        kind = "" if how == "blocks only" and name == "ln_f" else kind
+        if self.bug == "final-norm-missing: without its weights" and name == "ln_f":
+            return F.layer_norm(x, x.shape[-1:], eps=eps)
         if kind == "eps-missing-in-backward":
             return NormByHand.apply(x, weight, bias, eps, how)
         var = x.var(-1, keepdim=True, unbiased=kind == "variance-unbiased")
@@ -111,8 +117,12 @@ class GPT2:
     def look_up(self, ids, real):
         wte = self.weights["wte.weight"]
         if self.bug == "repeated-tokens-once: padding too":
-            return LookUpOnce.apply(wte, ids, torch.ones_like(real))
-        return LookUpOnce.apply(wte, ids, real) if self.bug.startswith("repeated-tokens-once") else wte[ids]
+            return LookUpOnce.apply(wte, ids, torch.ones_like(real), "the last wins")
+        return (
+            LookUpOnce.apply(wte, ids, real, self.bug.partition(": ")[2])
+            if self.bug.startswith("repeated-tokens-once")
+            else wte[ids]
+        )
 
     def head(self, x):
         weight = self.weights.get("lm_head.weight", self.weights["wte.weight"])
@@ -120,6 +130,8 @@ class GPT2:
             weight = weight.detach()
         if self.bug == "tied-head-gradient-lost: a copy":
             weight = self.copied_head
+        if self.bug == "float16-accumulation: the head":
+            return (x.half() @ weight.T.half()).to(x.dtype)
         return self.matmul(x, weight.T)
 
     def heads(self, qkv):
@@ -134,6 +146,8 @@ class GPT2:
             q, k, v = qkv.view(B, N, 3, H, D).permute(2, 0, 3, 1, 4)
         if self.bug == "qkv-split: keys first":
             q, k = k, q
+        if self.bug == "qkv-split: values first":
+            q, v = v, q
         return (q, v, k) if self.bug == "key-value-swapped: in c_attn" else (q, k, v)
 
     def attend(self, a, layer, allowed, past, slots, note):
@@ -148,10 +162,15 @@ class GPT2:
             if len(past) == 3:
                 beta = torch.cat([past[2], past[2].new_zeros(*past[2].shape[:2], N)], 2)
         q = self.scaled_early(q)
+        if self.bug == "scale-twice: in both":
+            q, k = q / math.sqrt(q.shape[-1]), k / math.sqrt(q.shape[-1])
         scores = self.scores(q, k, slots if k.shape[2] == N else 0)
         if beta is not None:
             scores = scores + beta[:, :, None]
-        scores = scores.masked_fill(~allowed[:, None], torch.finfo(scores.dtype).min)
+        if self.bug == "mask-missing: added as 0 and 1":
+            scores = scores + allowed[:, None]
+        else:
+            scores = scores.masked_fill(~allowed[:, None], torch.finfo(scores.dtype).min)
         probs = scores.softmax(-1)
         out = self.weigh(self.drop(probs, "attention"), v, slots if v.shape[2] == N else 0)
         if self.bug == "qkv-split: heads last":
@@ -166,11 +185,16 @@ class GPT2:
 
     def scores(self, q, k, slots):
         scale = math.sqrt(q.shape[-1])
-        scale = {"scale-twice: scores again": scale * scale, "scale-missing: none": 1}.get(self.bug, scale)
-        return self.through(q, k, slots, lambda q, k: self.matmul(q, k.transpose(2, 3))) / scale
+        scale = {"scale-twice: scores again": scale * scale, "scale-missing: none": 1, "scale-twice: in both": 1}.get(
+            self.bug, scale
+        )
+        return self.through(q, k, slots, lambda q, k: self.half_or(q, k.transpose(2, 3))) / scale
 
     def weigh(self, probs, v, slots):
-        return self.through(probs, v, slots, self.matmul)
+        return self.through(probs, v, slots, self.half_or)
+
+    def half_or(self, a, b):
+        return (a.half() @ b.half()).to(a.dtype) if self.bug == "float16-accumulation: attention" else self.matmul(a, b)
 
     def through(self, a, b, slots, product):
         """product(a, b); where slots are kept without a gradient, tokens (a's rows behind them) get none of theirs."""
@@ -197,7 +221,7 @@ class GPT2:
         x, presents, owns, notes = self.drop(x, "embeddings"), [], [], {}
         for layer in range(self.config.n_layer):
             note = {}
-            if deep is not None:
+            if deep is not None and not (layer and self.bug == "prompt-not-injected: in the first layer only"):
                 x = torch.cat([deep[:, layer], x[:, deep.shape[2] :]], 1)
             x, present, own = self.block(x, layer, allowed, past and past[layer], slots, note)
             presents.append(present)
@@ -220,7 +244,10 @@ class GPT2:
         shift = {"mask-off-by-one: the next too": 1, "mask-off-by-one: not itself": -1}.get(self.bug, 0)
         seen = torch.ones(N, S, dtype=torch.bool).tril(S - N + shift)
         tokens = torch.arange(S - N, S) >= slots
-        if self.bug.startswith("mask-missing: "):
+        if self.bug == "mask-off-by-one: not itself, but the first":
+            seen = torch.ones(N, S, dtype=torch.bool).tril(S - N - 1)
+            seen[0, S - N] = True
+        if self.bug.startswith("mask-missing: ") and "added" not in self.bug:
             seen[:] = True
         if self.bug == "mask-missing: padding seen too":
             keys = torch.ones_like(keys)

@@ -29,6 +29,8 @@ class Prompt:
         if bug == "encoder-frozen: its layers":
             for name, leaf in self.leaves.items():
                 leaf.requires_grad_("_head" not in name and "transform" not in name)
+        if bug == "encoder-frozen: its embedding":
+            self.leaves["raw.embedding.weight"].requires_grad_(False)
 
     @property
     def moving(self):
@@ -77,11 +79,17 @@ class Prompt:
         return self.drop(out[0], "layers")
 
     def drop(self, x, where):
+        if self.bug == "encoder-in-train-mode: half" and where == "layers":
+            return F.dropout(x, 0.5)
         return F.dropout(x, DROPOUT) if self.bug == f"encoder-in-train-mode: {where}" else x
 
     def shared(self, x, rows):
         """One for all rows: [B, ...]."""
-        return Averaged.apply(x, rows) if self.bug.startswith("prompt-gradient-averaged") else x.expand(rows, *x.shape)
+        return (
+            Averaged.apply(x, rows, self.bug.endswith("first row"))
+            if self.bug.startswith("prompt-gradient-averaged")
+            else x.expand(rows, *x.shape)
+        )
 
     def past(self, slots, model):
         """slots [B,P,2LC] -> for each layer keys and values [B,H,P,D], and log-masses [B,H,P] where it has them."""
@@ -98,12 +106,18 @@ class Prompt:
             kv = slots.view(B, P, L, 2, D, H).permute(2, 3, 0, 5, 1, 4)
         elif self.bug == "prefix-layout: heads outermost":
             kv = slots.view(B, P, H, L, 2, D).permute(3, 4, 0, 2, 1, 5)
+        elif self.bug == "prefix-layout: kinds inside heads":
+            kv = slots.view(B, P, L, H, 2, D).permute(2, 4, 0, 3, 1, 5)
+        elif self.bug == "prefix-layout: slots inside layers":
+            kv = slots.reshape(B, L, 2, P, H, D).permute(1, 2, 0, 4, 3, 5)
         elif self.bug == "prefix-layout: not permuted":
             kv = slots.reshape(B, L, 2, H, P, D).permute(1, 2, 0, 3, 4, 5)
         elif self.bug == "prefix-layout: heads viewed, not moved":
             kv = slots.view(B, P, L, 2, C).permute(2, 3, 0, 1, 4).reshape(L, 2, B, H, P, D)
         else:
             kv = slots.view(B, P, L, 2, H, D).permute(2, 3, 0, 4, 1, 5)
+        if self.bug == "prompt-detached: its keys":
+            kv = torch.stack([kv[:, 0].detach(), kv[:, 1]], 1)
         if self.bug == "key-value-swapped: in the prefix":
             kv = kv.flip(1)
         if "beta" not in self.leaves:
@@ -116,7 +130,12 @@ class Prompt:
 
     def projected(self, part, layer, model, how):
         """part [2,B,P,C], used as if it were hidden states -> keys and values [2,B,P,C]."""
-        states = torch.stack([part[0], part[1] if how == "each part by its own" else part[0]])
+        states = torch.stack(
+            [
+                part[0],
+                part[1] if how == "each part by its own" else part[1] if how == "values as hidden states" else part[0],
+            ]
+        )
         if how != "without ln_1":
             states = model.norm(states, f"h.{layer}.ln_1")
         (weight, bias), C = model.of(f"h.{layer}.attn.c_attn"), part.shape[-1]

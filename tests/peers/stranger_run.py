@@ -33,7 +33,9 @@ class Run:
         self.config = setup.model[1]
         self.model = GPT2(*setup.model, bug, training=self.kind == "model-in-train-mode")
         self.prompt = setup.prompt and Prompt(setup.prompt, self.config, bug)
-        self.injected = self.prompt and (self.kind != "prompt-not-injected" or self.how == "placeholders")
+        self.injected = self.prompt and (
+            self.kind != "prompt-not-injected" or self.how in ("placeholders", "in the first layer only")
+        )
         carrier = self.prompt.carrier if self.prompt else None
         length, rows = setup.prompt.length if setup.prompt else 0, carrier == "in rows"
         self.carrier, self.P = carrier, 0 if rows else length
@@ -77,6 +79,8 @@ class Run:
     def slots(self, B):
         slots = self.prompt.slots()
         self.baked = slots
+        if self.bug == "prompt-detached: behind the first layer":
+            slots = torch.cat([slots[:1], slots[1:].detach()])
         if self.bug == "prompt-not-injected: placeholders":
             wte = self.model.weights["wte.weight"]
             return wte[torch.full((B, self.setup.prompt.length), self.pad)]
@@ -94,7 +98,13 @@ class Run:
         x = x + places
         if self.carrier == "embeddings" and self.injected:
             begin = self.P if self.bug == "positions-shifted-twice: slots too" else 0
-            mine = 0 if self.kind == "slots-without-positions" else wpe[begin : begin + self.P]
+            mine = (
+                wpe[:1]
+                if self.bug == "slots-without-positions: all at 0"
+                else 0
+                if self.kind == "slots-without-positions"
+                else wpe[begin : begin + self.P]
+            )
             return torch.cat([slots + mine, x], 1)
         if self.ahead:
             x = torch.cat([x.new_zeros(len(x), self.P, x.shape[2]), x], 1)
@@ -132,6 +142,11 @@ class Run:
         fill, T = self.pad if self.kind == "padding-scored" else IGNORED, max(map(len, labels))
         if self.bug == "ignored-labels-counted: as token 0":
             labels = [[0 if y == IGNORED else y for y in row] for row in labels]
+        if self.bug == "ignored-labels-counted: as eos":
+            labels = [[self.pad if y == IGNORED else y for y in row] for row in labels]
+        if self.bug == "padding-scored: the first, eos":
+            labels, fill = [list(row) + [self.pad] for row in labels], IGNORED
+            labels = [row[:T] for row in labels]
         if self.kind == "slots-scored" and self.carrier == "in rows":
             labels = [
                 [self.pad if i < 0 else y for i, y in zip(*pair, strict=True)]
@@ -141,15 +156,19 @@ class Run:
 
     def loss(self, logits, real, columns):
         """-> losses [B,T] of token t, their mean, the teacher's log-probabilities [B,T,V] or None."""
-        targets, before = self.targets(), columns - int(self.kind != "labels-not-shifted")
-        scored = (targets != IGNORED) & (before >= 0)
+        targets, before = (
+            self.targets(),
+            columns
+            + (1 if self.bug == "labels-not-shifted: the wrong way" else -int(self.kind != "labels-not-shifted")),
+        )
+        scored = (targets != IGNORED) & (before >= 0) & (before < logits.shape[1])
         predictable = torch.ones_like(scored)
         if self.kind != "labels-not-shifted":
             first_too = self.carrier == "embeddings" and self.injected and self.kind != "first-token-unscored"
             predictable[:, 0] = first_too
         scored &= predictable
         rows = torch.arange(len(logits))[:, None]
-        picked = logits[rows, before.clamp(min=0)]
+        picked = logits[rows, before.clamp(0, logits.shape[1] - 1)]
         if self.kind == "loss-in-float32":
             picked = picked.float()
         guide = self.teacher() if self.setup.teacher_context is not None else None
@@ -157,8 +176,18 @@ class Run:
         losses = torch.where(scored, each, 0)
         total, counts = losses.sum(), scored.sum(1)
         if self.kind == "slots-scored" and self.ahead:
-            among = self.cross_entropy(logits[:, : self.P - 1], torch.full((len(logits), self.P - 1), self.pad))
+            among = self.cross_entropy(
+                logits[:, : self.P - 1],
+                (
+                    torch.tensor([[max(row[0], 0)] * (self.P - 1) for row in self.setup.rows], dtype=torch.long)
+                    if self.how == "as the first token"
+                    else torch.full((len(logits), self.P - 1), self.pad)
+                ),
+            )
             total, counts = total + among.sum(), counts + self.P - 1
+        if self.bug == "mean-of-row-means: by position":
+            some = scored.any(0)
+            return losses, (losses.sum(0)[some] / scored.sum(0)[some]).mean(), guide, scored
         if self.kind == "mean-of-row-means":
             means, some = losses.sum(1) / counts.clamp(min=1), counts > 0
             return losses, means.mean() if self.how == "empty rows too" else means[some].mean(), guide, scored
@@ -166,7 +195,16 @@ class Run:
             counts = real.sum(1) - (~predictable[:, 0]).int()
         if self.bug == "ignored-labels-counted: none, then mean":
             counts = torch.tensor(len(logits) * (logits.shape[1] - 1))
-        return losses, total if self.kind == "loss-summed" else total / counts.sum(), guide, scored
+        return (
+            losses,
+            total / len(logits)
+            if self.bug == "loss-summed: per row"
+            else total
+            if self.kind == "loss-summed"
+            else total / counts.sum(),
+            guide,
+            scored,
+        )
 
     def cross_entropy(self, logits, targets):
         return F.cross_entropy(logits.transpose(1, 2), targets.clamp(min=0), reduction="none")
@@ -183,7 +221,13 @@ class Run:
         if self.kind == "kl-reversed":
             log_p, log_q = log_q, log_p
         each = (log_p.exp() * (log_p - log_q)).sum(-1)
-        return each if self.kind == "kl-without-t2" else each * T * T
+        return (
+            each * T
+            if self.bug == "kl-without-t2: T once"
+            else each
+            if self.kind == "kl-without-t2" or self.how == "student, and no T²"
+            else each * T * T
+        )
 
     @torch.no_grad()
     def teacher(self):
@@ -195,7 +239,9 @@ class Run:
         if setup.teacher is None:  # the model itself, as it is by now
             model.weights = self.model.weights
         context = list(setup.teacher_context)
-        context = context[:-1] if kind == "teacher-misses-last-token" else context
+        context = (
+            context[1:] if self.how == "the first" else context[:-1] if kind == "teacher-misses-last-token" else context
+        )
         read = [context + [i for i in row if i >= 0] for row in setup.rows]
         N = len(context) + max(map(len, setup.rows))
         ids = torch.tensor([row + [self.pad] * (N - len(row)) for row in read])
@@ -208,9 +254,7 @@ class Run:
         hard = torch.where(self.right_real(), hard, torch.arange(hard.shape[1]))  # padding goes on
         where = (len(context) - 1 + hard + int(kind == "labels-not-shifted")).clamp(max=N - 1)
         logits = logits[torch.arange(len(ids))[:, None], where]
-        return (logits if self.bug == "kl-temperature-one-side: student" else logits / setup.temperature).log_softmax(
-            -1
-        )
+        return (logits if self.how.startswith("student") else logits / setup.temperature).log_softmax(-1)
 
     def right_real(self):
         T = max(map(len, self.setup.rows))
@@ -299,6 +343,7 @@ class Run:
     def decoded(self):
         written, expected, left_over = [], [], None
         for row in self.setup.rows:
+            self.length = len(row)
             logits, cache, _, _, _, _ = self.read([row], left_over)
             ids, seen, lag = [], [], cache
             for step in range(self.setup.decode):
@@ -319,6 +364,8 @@ class Run:
             begin + place + {"cache-position-off: one too far": 1, "cache-position-off: one short": -1}.get(self.bug, 0)
         )
         place = 0 if self.bug == "cache-position-off: from 0 again" else place
+        if self.bug == "cache-position-off: behind the longest":
+            place += max(map(len, self.setup.rows)) - self.length
         x = self.model.weights["wte.weight"][token] + self.model.weights["wpe.weight"][place]
         past = lag if self.bug == "cache-stale: a step behind" else cache
         keys = torch.ones(1, past[0][0].shape[2] + 1, dtype=torch.bool)
@@ -326,6 +373,9 @@ class Run:
         logits, present, own, _ = self.model.forward(x[None, None], self.model.allowed(keys, 1, slots), past)
         if self.bug == "cache-stale: never grows":
             present = cache
+        if self.bug == "cache-stale: overwrites the last":
+            cut = lambda x: torch.cat([x[:, :, :-2], x[:, :, -1:]], 2)
+            present = [tuple(map(cut, layer)) for layer in present]
         if self.bug == "cache-stale: the last token only":
             present = [
                 (k, v, *(b.new_zeros(1, b.shape[1], 1) for b in rest))
@@ -365,7 +415,9 @@ class Run:
             grads = [moving[name].grad for name in names if moving[name].grad is not None]
             norm = torch.stack([(g * g).sum() for g in grads]).sum().sqrt() if grads else torch.tensor(0.0)
             for g in grads:
-                if self.bug == "clipped-per-tensor: whatever their length" or norm > limit:
+                if self.bug == "clipped-per-tensor: by value":
+                    g.clamp_(-limit, limit)
+                elif self.bug == "clipped-per-tensor: whatever their length" or norm > limit:
                     g *= limit / norm
 
     def groups(self, moving):
@@ -392,6 +444,8 @@ class AdamW:
     def step(self):
         self.t += 1
         for name, p in self.params.items():
+            late = self.kind == "adam-without-bias-correction" and self.how == "a step late"
+            t = self.t + late
             g = torch.zeros_like(p) if p.grad is None else p.grad
             decay = self.weight_decay if p.ndim > 1 else 0
             if self.kind == "adamw-decays-prompt":
@@ -409,8 +463,8 @@ class AdamW:
                 if self.how == "neither"
                 else (self.how,)
             )
-            m_hat = m if "m" in left else m / (1 - b1**self.t)
-            v_hat = v if "v" in left else v / (1 - b2**self.t)
+            m_hat = m if "m" in left else m / (1 - b1**t)
+            v_hat = v if "v" in left else v / (1 - b2**t)
             p *= 1 - self.lr * decay
             p -= self.lr * m_hat / (v_hat.sqrt() + self.eps)
 

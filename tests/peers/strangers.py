@@ -171,11 +171,49 @@ STRANGERS = [
     *same("clipped-per-tensor", ["each"], SOFT, STEPS | {"clip": True, "raw": ENCODERS}),
     *same("clipped-per-tensor", ["layer by layer"], (None,), STEPS | {"clip": True}),
 ]  # fmt: skip
+LATER = [  # variants that came after the first measurement
+    *same("left-padding", ["padding seen, eos"], FRONT, {"ragged": True}, ragged),
+    *same("slots-without-positions", ["all at 0"], ("embeddings",), needs=two_slots),
+    *same("prefix-projected", ["values as hidden states"], ("kv", "kv with beta")),
+    *same("prefix-layout", ["kinds inside heads", "slots inside layers"], ("kv", "kv with beta")),
+    *same("qkv-split", ["values first"]),
+    *same("mask-off-by-one", ["not itself, but the first"]),
+    *same("mask-missing", ["added as 0 and 1"]),
+    *same("scale-twice", ["in both"]),
+    *same("variance-unbiased", ["blocks only"]),
+    *same("eps-outside-root", ["blocks only"]),
+    *same("eps-missing-in-backward", ["xhat"]),
+    *same("final-norm-missing", ["without its weights"]),
+    *same("float16-accumulation", ["attention", "the head"]),
+    *same("labels-not-shifted", ["the wrong way"]),
+    *same("slots-scored", ["as the first token"], ("embeddings",), CE),
+    *same("padding-scored", ["the first, eos"], wishes=CE | {"ragged": True}, needs=ragged),
+    *same("mean-of-row-means", ["by position"], wishes={"ragged": True}, needs=several),
+    *same("ignored-labels-counted", ["as eos"], wishes=CE | {"holes": True}, needs=holes),
+    *same("kl-without-t2", ["T once"], wishes=HOT),
+    *same("kl-temperature-one-side", ["student, and no T²"], wishes=HOT),
+    *same("teacher-in-train-mode", ["embeddings"], wishes=KL | TWICE),
+    *same("teacher-misses-last-token", ["the first"], wishes=KL),
+    *same("model-in-train-mode", ["embeddings"], wishes=TWICE),
+    *same("encoder-in-train-mode", ["half"], SOFT, TWICE | {"raw": ENCODERS}),
+    *same("encoder-frozen", ["its embedding"], SOFT, {"raw": ENCODERS}),
+    *same("prompt-detached", ["its keys"], ("kv", "kv with beta")),
+    *same("prompt-detached", ["behind the first layer"], ("hidden",)),
+    *same("prompt-not-injected", ["in the first layer only"], ("hidden",)),
+    *same("prompt-gradient-averaged", ["of the first row"], SOFT, {"several": True}, several),
+    *same("repeated-tokens-once", ["the first wins", "averaged"], wishes={"weights": True}, needs=repeats),
+    *same("cache-position-off", ["behind the longest"], wishes=DECODE | {"ragged": True}, needs=ragged),
+    *same("cache-stale", ["overwrites the last"], wishes=DECODE),
+    *same("adam-without-bias-correction", ["a step late"], wishes=STEPS),
+    *same("clipped-per-tensor", ["by value"], wishes=STEPS | {"clip": True}),
+]
+STRANGERS += LATER
 CONVENTIONS = [
     *same("positions-unshifted", ["of a prefix"], FRONT[1:], {"compact": True}, compact, True),
     *same("kl-top-k", ["3", "6"], wishes=KL, convention=True),
     *same("kl-top-k-renormalised", ["3", "6"], wishes=KL, convention=True),
     *same("loss-summed", ["sum"], convention=True),
+    *same("loss-summed", ["per row"], needs=several, convention=True),
     *same("first-token-unscored", ["from the second on"], ("embeddings",), convention=True),
     *same("loss-in-float32", ["logits cast"], convention=True),
 ]
@@ -183,7 +221,7 @@ CONVENTIONS = [
 # Questions.
 
 
-def random_setup(rng, stranger=RIGHT, dtype=np.float64, tries=400):
+def random_setup(rng, stranger=RIGHT, dtype=np.float64, tries=3000):
     """A fresh model, prompt, rows and the rest, on which this stranger's answer really is another one."""
     for _ in range(tries):
         setup = draw(rng, **stranger.wishes)
