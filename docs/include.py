@@ -1,8 +1,10 @@
 """Puts the project's own source into the pages: `python docs/include.py`, or `--check` to name the pages that differ.
 
-A page asks for a function, a class or a method with a comment, and the fenced block below it is filled:
+A page asks for a function, a class or a method with a comment, and the fenced block below it is filled; or for
+one stage of the catalogue of mistakes, and the table below it is:
 
     <!-- source: minicompress/layers/layernorm.py layernorm_backward -->
+    <!-- catalogue: loss -->
 """
 
 import ast
@@ -12,6 +14,7 @@ from pathlib import Path
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
+TABLE = re.compile(r"^(<!-- catalogue: (\w+) -->\n)(\|.*?\n)*", re.MULTILINE)
 BLOCK = re.compile(r"^(<!-- source: (\S+) (\S+) -->\n+```python\n)(.*?)(^```$)", re.DOTALL | re.MULTILINE)
 
 
@@ -28,8 +31,18 @@ def source(path, name):
     return "\n".join(text.splitlines()[first - 1 : node.end_lineno]) + "\n"
 
 
+def catalogue(stage):
+    """The table of the mistakes that first show at a stage."""
+    sys.path.insert(0, str(ROOT))
+    from minicompress.verification.catalogue import BUGS
+
+    rows = [f"| `{bug.id}` | {bug.title} | {bug.shows} | {bug.mend} |" for bug in BUGS if bug.stage == stage]
+    return "\n".join(["| id | what is wrong | how it shows | what to do |", "|---|---|---|---|", *rows]) + "\n"
+
+
 def refreshed(page):
-    """The page's text with every included block as the source has it now."""
+    """The page's text with every included block and table as the source has it now."""
+    page = TABLE.sub(lambda m: m[1] + catalogue(m[2]), page)
     return BLOCK.sub(lambda m: m[1] + source(m[2], m[3]) + m[5], page)
 
 

@@ -43,7 +43,7 @@ def verdict(found):
         + (f": {found.where}" if found.where else "")
     ]
     for number, cause in enumerate(found.causes[:CAUSES]):
-        if number and cause.score < 0.5 * found.causes[0].score:
+        if number and cause.score < 0.9 * found.causes[0].score:
             break
         kind = "a convention, not a bug: " if cause.convention else ""
         variant = f" ({cause.variant})" if cause.variant else ""

@@ -19,7 +19,7 @@ from minicompress.verification.oracles import relative_error
 from minicompress.verification.plain.backward import answer
 from minicompress.verification.plain.steps import decode, take_steps
 
-SAFETY = 8
+SAFETY, UNMEASURED = 1, 4  # where the model is at hand, so that rounding can be measured; where it is not
 DOUBTFUL = 1000  # times its tolerance: up to here an error may yet be rounding, in an ill-conditioned tensor
 MEASURED = 32  # times the rounding error that a right implementation was seen to have
 ROUNDOFF = {2: 2.0**-11, 4: 2.0**-24, 8: 2.0**-53}  # by bytes of a number
@@ -86,14 +86,15 @@ class Tolerances:
     def of(self, name):
         """The tolerance of a tensor's relative error."""
         name = name.removeprefix("again.")
-        tolerance = SAFETY * self.u * np.sqrt(self.width) * (1 + self.depth(name)) * self.sharp
+        safety = SAFETY if self.setup else UNMEASURED
+        tolerance = safety * self.u * np.sqrt(self.width) * (1 + self.depth(name)) * self.sharp
         if name in ("loss", "losses", "steps.loss"):
             loss, logits = self.reference.get(name), self.reference.get("logits")
             largest = 1 + (np.abs(logits).max() if logits is not None else 10)
             tolerance *= max(1, largest / max(float(np.abs(loss).max()), 1e-300))
         if name.startswith(("grad.", "adam.", "steps.norm")):
             tolerance *= self.cancels
-        if name.startswith(("after.", "adam.")) and (self.setup is None or not self.setup.steps):
+        if name.startswith(("after.", "adam.", "steps.")) and (self.setup is None or not self.setup.steps):
             tolerance *= 100  # what the steps were is not known
         elif name.startswith("after."):
             tolerance += self.of_steps(name, tolerance)
