@@ -2,7 +2,7 @@
 
 import common
 import numpy as np
-from common import BLUE, GREEN, GREY, plt
+from common import BLUE, GREEN, GREY, plt, save
 
 from minicompress.gpt2 import Config
 from minicompress.gpt2.init import init
@@ -38,7 +38,8 @@ def main():
     axis.set_xlabel("tolerance, from dtype, width and depth")
     axis.set_ylabel("error of a right implementation")
     axis.legend(loc="upper left")
-    common.save(figure, __file__)
+    save(figure, __file__)
 
 
-main()
+if __name__ == "__main__":
+    main()

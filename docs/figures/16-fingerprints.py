@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import common
 import numpy as np
-from common import plt
+from common import plt, save
 from matplotlib.colors import LogNorm
 
 from minicompress.verification.cases import random_prompt
@@ -60,7 +60,8 @@ def main():
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
     figure.colorbar(image, ax=axis, label="relative error; white: none", shrink=0.4)
-    common.save(figure, __file__)
+    save(figure, __file__)
 
 
-main()
+if __name__ == "__main__":
+    main()

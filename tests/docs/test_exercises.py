@@ -19,10 +19,17 @@ from minicompress.prompts.parameterisations import low_rank
 from minicompress.prompts.soft_prompt import SoftPrompt
 from minicompress.prompts.template import parse
 from minicompress.training.adamw import adamw_init, adamw_step
+from minicompress.verification.catalogue.front import over_padding
 from minicompress.verification.oracles import complex_step, relative_error, unit_direction
 from minicompress.verification.peft_conformance.bench import CONFIG
 from minicompress.verification.peft_conformance.writing import anew_behind
+from minicompress.verification.plain.backward import answer
+from minicompress.verification.plain.costs import divided_by, mean_of_row_means, with_slots
+from minicompress.verification.plain.forward import Way
 from minicompress.verification.properties import rates_both_ways
+from minicompress.verification.setup import Setup
+from minicompress.verification.tolerance import Tolerances
+from tracing import Case
 
 
 def with_layers(n):
@@ -234,3 +241,32 @@ def test_18_positions_needed(anew, most, rng):
     reads(params, prompt, row, [1] * room)
     with pytest.raises(ValueError, match=f"{answers.positions_needed(4, len(row), room + 1, anew)} positions are needed"):
         reads(params, prompt, row, [1] * (room + 1))
+
+
+def test_13_a_mean_over_all_places():
+    assert answers.of_all_places([5, 2, 3]) == pytest.approx(2 / 3)
+    rows = [[3, 1, 4, 1, 5], [9, 2], [6, 5, 3]]
+    setup = Setup(Case(rows=rows).model, rows, Case().prompt)
+    wrong = answer(setup, Way(places=divided_by(lambda asked, n: asked.scored.size)))
+    assert relative_error(wrong["loss"], setup.tensors()["loss"] * answers.of_all_places([5, 2, 3])) <= 1e-14
+
+
+def test_14_least_planted():
+    assert answers.least_planted(3072, 24, 4) == pytest.approx(8e-5, rel=0.05)
+    assert answers.least_planted(3072, 24, 8) == pytest.approx(1.5e-13, rel=0.05)
+    reference = {"hidden.2": np.ones((1, 1, 64)), "grad.model.wte.weight": np.ones((3, 64)), "hidden.0": np.zeros((1, 1, 64)), "hidden.1": np.zeros((1, 1, 64))}
+    known = Setup(None, [])  # a model at hand, so that no safety is added
+    assert Tolerances(reference, reference, known).of("grad.model.wte.weight") == pytest.approx(answers.least_planted(64, 4, 8))
+
+
+@pytest.mark.parametrize("lengths, slots", [([5, 5, 5], 4), ([5, 2, 3], 1)])
+def test_16_what_cannot_be_told(lengths, slots, rng):
+    rows = [rng.integers(17, size=n).tolist() for n in lengths]
+    setup = Setup(Case().model, rows, SoftPrompt(rng.standard_normal((slots, TINY.n_embd))))
+    right, silent = answer(setup), set()
+    ways = {"mean-of-row-means": Way(places=mean_of_row_means(False)), "left-padding": Way(left=True, positions=over_padding),
+            "slots-scored": Way(places=with_slots(0))}  # fmt: skip
+    for name, way in ways.items():
+        wrong = answer(setup, way)
+        silent |= {name} if max(relative_error(wrong[n], x) for n, x in right.items()) <= 1e-12 else set()
+    assert silent == answers.cannot_be_told(lengths, slots)

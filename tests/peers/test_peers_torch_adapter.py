@@ -14,8 +14,10 @@ from minicompress.prompts.layout import kv_from_flat
 from minicompress.prompts.parameterisations import kind_of
 from minicompress.prompts.soft_prompt import SoftPrompt
 from minicompress.verification import torch_adapter, torch_hooks, torch_parts
+from minicompress.verification.compare import compare
 from minicompress.verification.oracles import relative_error
 from minicompress.verification.repeated import decoded, stepped
+from minicompress.verification.setup import Setup
 from minicompress.verification.torch_adapter import record
 from minicompress.verification.trace import trace
 from minicompress.verification.trace_file import read_trace
@@ -630,3 +632,28 @@ def test_every_check_passes_on_the_real_source(check):
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
 def test_every_planted_bug_is_caught(bug, monkeypatch):
     assert not planted_error(bug, CHECKS, monkeypatch) <= 1e-6
+
+
+def ten_lines(model, batch, optimizer, path):
+    """A user's own three steps, as they were, inside `record`; then what they have become, in a file for `diff`."""
+    losses = []
+    with record(model, which=0) as trace:  # the first of the three forwards, and its backward
+        for _ in range(3):
+            loss = model(**batch).loss  # input_ids, attention_mask, labels
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss)
+    trace.stepped(optimizer, losses)  # after.*, adam.m.*, adam.v.*, steps.loss
+    trace.save(path)
+
+
+def test_ten_lines(tmp_path):
+    """What the page shows gives a file that is equal, the steps of a wrapped model included."""
+    model, ours, prompt = wrapped("prompt", SHAPES[0], torch.float32)
+    moving = [p for p in model.parameters() if p.requires_grad and p.shape == tuple(prompt.slots.shape)]
+    batch = {"input_ids": padded(ROWS), "attention_mask": mask_of(ROWS), "labels": padded(LABELS, -100)}
+    ten_lines(model, batch, torch.optim.AdamW(moving, lr=1e-2, weight_decay=0.0), tmp_path / "theirs")
+    setup = Setup(ours, ROWS, prompt, LABELS, gradients="prompt", steps={"steps": 3, "lr": 1e-2})
+    found = compare(setup.tensors(), read_trace(tmp_path / "theirs")[0], setup)
+    assert found.equal and {"after.prompt", "grad.prompt", "attention.1"} <= {one.name for one in found.lines}
