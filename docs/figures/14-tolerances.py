@@ -1,6 +1,5 @@
 """Two right implementations on many random models: every tensor's error, over its tolerance's own measure."""
 
-import common
 import numpy as np
 from common import BLUE, GREEN, GREY, plt, save
 
