@@ -69,16 +69,14 @@ def compare(reference, suspect, setup=None, progress=None):
     """
     aligned = align(suspect, reference)
     if not aligned.tensors:
-        theirs, ours = (", ".join(sorted(names)[:4]) for names in (suspect, reference))
+        known = [name for name in ("logits", "loss", "hidden.0", "grad.prompt") if name in reference]
+        theirs, ours = (", ".join(names) for names in (sorted(suspect)[:4], known or sorted(reference)[:4]))
         raise ValueError(f"the two traces share no tensor: one has {ours} …, the other {theirs} …")
     tolerances = Tolerances(reference, aligned.tensors, setup)
     lines = [line(name, aligned, reference, tolerances) for name in sorted(aligned.tensors, key=place)]
     missing = sorted(set(reference) - set(aligned.tensors), key=place)
-    lines += [
-        Line(name, float("inf"), tolerances.of(name), "missing")
-        for name in missing
-        if must_be_there(name, aligned.tensors)
-    ]
+    needed = [name for name in missing if must_be_there(name, aligned.tensors, missing)]
+    lines += [Line(name, float("inf"), tolerances.of(name), "missing") for name in needed]
     lines = looked_at_again(sorted(lines, key=lambda one: place(one.name)), reference, setup, tolerances)
     first = next((one for one in lines if one.differs), None)
     found, where = [], ""
@@ -99,11 +97,11 @@ def looked_at_again(lines, reference, setup, tolerances):
     return [one._replace(tolerance=wider(one)) if one.name in doubtful else one for one in lines]
 
 
-def must_be_there(name, suspect):
-    """Whether a trace that has such others must have this one: the gradient of what is trained."""
-    if name == "grad.prompt":
-        return any(n.startswith("grad.") for n in suspect)
-    return name.startswith("grad.raw.") and any(n.startswith("grad.") for n in suspect)
+def must_be_there(name, suspect, missing):
+    """Whether a trace with most other gradients should have this one: of the prompt, or of an encoder's array."""
+    kind = "grad.raw." if name.startswith("grad.raw.") else "grad."
+    present, absent = (sum(n.startswith(kind) for n in names) for names in (suspect, missing))
+    return name.startswith(("grad.prompt", "grad.raw.")) and present > absent
 
 
 def line(name, aligned, reference, tolerances):
@@ -115,6 +113,8 @@ def line(name, aligned, reference, tolerances):
         return Line(name, float("inf"), tolerance, f"shape {list(theirs.shape)}, not {list(ours.shape)}")
     if name == "decoded":
         return Line(name, float((theirs != ours).mean()), 0.0, note)
+    if not np.isfinite(theirs).all() and np.isfinite(ours).all():
+        note = "not a number" if np.isnan(theirs).any() else "infinite"
     return Line(name, error_of(*without_noise(name, theirs, ours)), tolerance, note)
 
 

@@ -1,6 +1,7 @@
 """Which mistake explains a difference: each of the catalogue is made, and its tensors held against the suspect's."""
 
 import re
+from dataclasses import replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -65,14 +66,24 @@ class Evidence:
     def small(self):
         return sum(w.size for w in flatten(self.setup.model[0]).values()) <= SMALL
 
+    @property
+    def large(self):
+        return not self.small
+
+    def weighed(self, score, bug):
+        """A convention excuses a difference, so it has to explain nearly all of it."""
+        return score if score > 0.95 or not bug.convention(self.setup) else score / 2
+
     def agrees(self, name):
         return name in self.suspect and name in self.reference and name not in self.differing
 
     @property
     def stages(self):
         """Where the mistake can be: not behind the first difference, nor before a tensor that would show it."""
+        known = any(self.agrees(name) for name in self.reference if name.startswith("grad."))
+        through_steps = self.first_stage == "steps" and not known
         if self.first_stage in ("decoding", "steps", "chance"):
-            return {self.first_stage}
+            return {self.first_stage} | ({"backward"} if through_steps else set())
         last = STAGES.index(self.first_stage)
         first = 0
         if self.agrees("logits") and last >= STAGES.index("loss"):
@@ -80,6 +91,14 @@ class Evidence:
         if self.agrees("loss") and last >= STAGES.index("backward"):
             first = STAGES.index("backward")
         return set(STAGES[first : last + 1])
+
+    @cached_property
+    def layer(self):
+        """The block, or L for the end, in which the first difference is."""
+        number = re.search(r"\.(\d+)$", self.first_name)
+        if number is None or self.first_stage == "head":
+            return self.setup.model[1].n_layer
+        return int(number[1]) - (self.first_name.startswith("hidden.") and self.first_stage == "block")
 
     @cached_property
     def depth(self):
@@ -95,43 +114,54 @@ class Evidence:
 
 def causes(evidence, progress=None):
     """All that explain something of the difference -> list of Cause, the likeliest first."""
-    tried, found = [], []
+    tried = []
     for number, bug in enumerate(BUGS):
         if progress:
             progress(number, len(BUGS), bug.id)
         if bug.stage in evidence.stages and evidence.setup is not None:
-            for name, way in bug.ways(evidence.setup, evidence).items():
+            for name, way in ways_of(bug, evidence).items():
                 tried.append((explained(evidence, predicted(evidence, bug, way, whole=False)), bug, name, way))
-        found.append((bug.rule(evidence), bug, ""))
     tried.sort(key=lambda one: -one[0])
+    found = [(bug.rule(evidence), bug, "") for bug in BUGS]
+    found += [(evidence.weighed(quick, bug), bug, name) for quick, bug, name, _ in tried[FEW:]]
     for quick, bug, name, way in tried[:FEW]:
-        score = explained(evidence, predicted(evidence, bug, way, whole=True)) if quick > 0 else 0
-        found.append((score, bug, name))
-    found += [(quick, bug, name) for quick, bug, name, _ in tried[FEW:]]
+        if quick > 0.5 * tried[0][0] or not evidence.large:
+            quick = explained(evidence, predicted(evidence, bug, way, whole=True)) if quick > 0 else 0
+        found.append((evidence.weighed(quick, bug), bug, name))
     best = {}
     for score, bug, name in found:
         if score > 0.02 and score > best.get(bug.id, (0,))[0]:
             best[bug.id] = score, bug, name
-    ranked = sorted(best.values(), key=lambda one: -round(one[0], 6))
+    ranked = sorted(best.values(), key=lambda one: (-round(one[0], 6), BUGS.index(one[1])))
     agreed = lambda bug: bool(evidence.setup and bug.convention(evidence.setup))
     return [Cause(bug.id, float(score), name, bug.title, bug.mend, agreed(bug)) for score, bug, name in ranked]
 
 
+def ways_of(bug, evidence):
+    """A bug's ways; where the first difference is behind the first block, also in that block alone."""
+    ways, layer = bug.ways(evidence.setup, evidence), evidence.layer
+    if bug.stage == "block" and evidence.first_stage in ("block", "head") and layer > 0:
+        where = "at the end alone" if layer == evidence.setup.model[1].n_layer else f"in block {layer} alone"
+        ways = ways | {f"{name}, {where}": replace(way, only=layer) for name, way in ways.items()}
+    return ways
+
+
 def predicted(evidence, bug, way, whole):
     """The tensors of a wrong implementation: as far as the first difference, or all that the suspect shows."""
-    setup = evidence.setup
+    setup, first = evidence.setup, evidence.first_stage
     if bug.stage == "decoding":
         return decode(setup, way)
-    if bug.stage == "steps":
-        return take_steps(setup, way)
+    if first == "steps":
+        return take_steps(setup, way) if bug.stage == "steps" else take_steps(setup, way=way)
     if not whole and bug.stage in ("front", "block", "head"):
         if evidence.depth is not None:
             return tensors(forward(setup.model, setup.rows, setup.prompt, way, evidence.depth))
-        if evidence.first_stage == "head":
+        if first == "head":
             return tensors(forward(setup.model, setup.rows, setup.prompt, way))
     tape = evidence.tape if same_forward(way) else None
     gradients = any(name.startswith("grad.") for name in evidence.suspect)
-    return answer(setup, way, gradients and (whole or evidence.first_stage == "backward"), tape)
+    down_to = evidence.layer if not whole and evidence.first_name.startswith("grad.hidden.") else None
+    return answer(setup, way, gradients and (whole or first == "backward"), tape, down_to)
 
 
 def same_forward(way):
@@ -156,7 +186,10 @@ def explained(evidence, prediction):
 
 
 def share_explained(theirs, ours, made, tolerance):
-    """1 where the prediction is the suspect's tensor, 0 where it is no nearer than ours; None: nothing to explain."""
+    """1 where the prediction is the suspect's tensor, 0 where it is no nearer than ours; None: nothing to explain.
+
+    Of many mistakes one comes near to any single number by chance, so that there near is little.
+    """
     if theirs.shape != made.shape:
         return 0.0
     theirs, made = theirs.astype(np.float64), made.astype(np.float64)
@@ -169,4 +202,5 @@ def share_explained(theirs, ours, made, tolerance):
     apart, moved = np.linalg.norm(theirs - ours), np.linalg.norm(made - ours)
     if max(apart, moved) <= floor:
         return None
-    return 1 - min(1.0, left / max(apart, moved))
+    share = 1 - min(1.0, left / max(apart, moved))
+    return share if theirs.ndim or share > 0.999 else share / 2

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from minicompress.prompts.layout import flat_from_kv
+
 WRAPPERS = r"module\.|_orig_mod\.|base_model\.model\.|base_model\.|transformer\.|model\.(?=transformer|h\.|w[tp]e|ln_f)"
 IN_FRONT = re.compile(f"^(?:{WRAPPERS})+")
 LLM_C = r"wte|wpe|ln[12f][wb]|qkv[wb]|attproj[wb]|fc[wb]|fcproj[wb]"
@@ -43,6 +45,8 @@ WEIGHTS = {
 
 
 NEAR = 1e-3  # relative: no other layout is looked for
+OF_TOKENS = ("hidden.", "ln_", "query.", "attention.", "attended.", "middle.", "fc.", "gelu.", "logits", "losses",
+             "teacher_log_probs", "grad.hidden.", "grad.ln_f")  # fmt: skip
 CLEARLY = 0.5  # another layout is taken where it brings a tensor this much nearer
 
 
@@ -64,11 +68,25 @@ def align(suspect, reference):
             continue
         wanted = reference.get(name, reference.get(name.removeprefix("again.")))
         tensors[name], notes[name] = fit(tensor, wanted, shape, name)
+        tensors[name] = without_padding(name, tensors[name], wanted, reference)
     if "first_logits" in reference and "first_logits" not in tensors and shape.P:
         whole = named.get("logits")
         if whole is not None and whole.ndim == 3 and whole.shape[1] == shape.P + shape.T:
             tensors["first_logits"] = whole[:, shape.P - 1, : reference["logits"].shape[-1]]
     return Aligned(tensors, {n: w for n, w in notes.items() if w}, sorted(set(named) - set(tensors)))
+
+
+def without_padding(name, tensor, wanted, reference):
+    """The tensor with 0 where the reference's rows are over: there, nothing has to agree."""
+    stream = next((reference[n] for n in ("hidden.0", "ln_f") if n in reference), None)
+    if stream is None or tensor.shape != wanted.shape or not name.startswith(OF_TOKENS):
+        return tensor
+    axis = 2 if tensor.ndim == 4 else 1
+    real = stream.any(-1)  # (B, T)
+    if tensor.shape[:1] + tensor.shape[axis : axis + 1] != real.shape:
+        return tensor
+    real = real[:, None, :, None] if axis == 2 else real.reshape(*real.shape, *[1] * (tensor.ndim - 2))
+    return np.where(real, tensor, tensor.dtype.type(0))
 
 
 def padded_left(named, reference, shape):
@@ -187,6 +205,8 @@ def layouts(tensor, wanted, shape, name):
     yield "", tensor
     if tensor.ndim == 2 and wanted.ndim == 2 and flat:
         yield "transposed", tensor.T
+    if tensor.ndim == 5 and wanted.ndim == 2 and tensor.shape[3] == len(wanted):
+        yield "layer by layer", flat_from_kv(tensor)
     if flat or wanted.ndim < 2 or not shape.T:
         if wanted.ndim == 0 and tensor.size == 1:
             yield "", tensor.reshape(())

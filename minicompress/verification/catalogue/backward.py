@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from minicompress.trees import flatten
 from minicompress.verification.catalogue.block import half
 from minicompress.verification.catalogue.bug import Bug, in_front, where
 from minicompress.verification.catalogue.chance import again
@@ -25,14 +26,21 @@ def detached(evidence):
 def cut_off(setup, evidence):
     """The slots are read once without a gradient, wholly, or but for the last one's own prediction."""
     ways = {
-        "keys and values cut off": Way(reaches_slots=False),
-        "all cut off": Way(reaches_slots=False, last_slot=False),
+        "keys and values cut off": Way(reaches_slots=(False, False)),
+        "keys cut off": Way(reaches_slots=(False, True)),
+        "values cut off": Way(reaches_slots=(True, False)),
+        "all cut off": Way(reaches_slots=(False, False), last_slot=False),
     }
     return ways if in_front(setup) else {}
 
 
 def frozen_encoder(evidence):
-    """Whether some raw arrays of an encoder have a gradient and others, that should, have none."""
+    """Whether raw arrays of an encoder that should have a gradient have none, or stay where they were after steps."""
+    raw = evidence.setup and evidence.setup.prompt and evidence.setup.prompt.raw
+    for name, start in (flatten(raw, "after.raw") if raw else {}).items():
+        theirs = evidence.suspect.get(name)
+        if name in evidence.differing and theirs is not None and np.array_equal(theirs, start.astype(theirs.dtype)):
+            return 1.0
     ours = {name: g for name, g in evidence.reference.items() if name.startswith("grad.raw.") and g.any()}
     lost = [name for name in ours if not np.any(evidence.suspect.get(name, 0))]
     seen = [name for name in evidence.suspect if name.startswith("grad.raw.")] or "grad.prompt" in evidence.suspect
@@ -42,7 +50,11 @@ def frozen_encoder(evidence):
 def in_half(evidence):
     """Whether the errors have the size of half precision's rounding, 2^-11 a number: the first, and all others."""
     small = lambda error: 3e-6 < error < 5e-2
+    if evidence.first_stage == "loss":
+        return 0.3 * float(small(evidence.first_error) and evidence.first_error < 3e-3)
     if evidence.first_stage not in ("front", "block", "head", "backward") or not small(evidence.first_error):
+        return 0.0
+    if any(evidence.agrees(name) for name in ("hidden.1", "attention.1")):  # half of the run was not rounded
         return 0.0
     if again(evidence):  # it is drawn, not rounded
         return 0.0

@@ -58,6 +58,9 @@ def not_injected(setup, evidence):
     P = setup.prompt.length
     ways = {"tokens from 0": Way(injected=False)}
     ways |= {"tokens behind its place": Way(injected=False, positions=shifted(lambda layout: P))}
+    if setup.prompt.carrier in ("hidden", "kv") and setup.model[1].n_layer > 1:
+        ways["in the first block alone"] = Way(has_slots=lambda number: number == 0)
+        ways["not in the first block"] = Way(has_slots=lambda number: number > 0)
     for token in (0, len(setup.model[0]["wte"]["weight"]) - 1) if setup.prompt.carrier == "embeddings" else ():
         ways[f"token {token} in its place"] = Way(
             slots=lambda slots, prompt, model, token=token: np.broadcast_to(

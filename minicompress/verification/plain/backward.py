@@ -13,8 +13,11 @@ from minicompress.verification.plain.forward import RIGHT, forward, head, tensor
 from minicompress.verification.trace import scored_rows
 
 
-def answer(setup, way=RIGHT, gradients=True, tape=None):
-    """{name: tensor}, as `trace` gives them, of one way to do it. tape: the forward pass, where it is there already."""
+def answer(setup, way=RIGHT, gradients=True, tape=None, down_to=None):
+    """{name: tensor}, as `trace` gives them, of one way to do it.
+
+    tape: the forward pass, where it is there already. down_to: the block at whose input the backward may stop.
+    """
     tape = tape or forward(setup.model, setup.rows, setup.prompt, way)
     asked = what_is_asked(setup, way, tape)
     found, places = tensors(tape), way.places(asked)
@@ -34,7 +37,7 @@ def answer(setup, way=RIGHT, gradients=True, tape=None):
     if gradients:
         dlogits = np.zeros_like(tape.end["logits"])
         np.add.at(dlogits, (places.row, places.column), dpicked * places.weight[:, None].astype(picked.dtype))
-        found |= backward(tape, dlogits, way, setup.gradients == "all")
+        found |= backward(tape, dlogits, way, setup.gradients == "all", down_to)
     return found
 
 
@@ -50,20 +53,24 @@ def teacher_logits(setup, way):
     """(B, T + 1, V), for every token and one more, of the teacher that reads the context first, and no slots."""
     context = list(way.context(setup.teacher_context))
     rows = [context + [i for i in row if i >= 0] for row in setup.rows]
-    logits = forward(setup.teacher or setup.model, rows, None, replace(way, left=False)).end["logits"]
+    gap = lambda layout: np.arange(layout.T)[None] + way.teacher_gap * (np.arange(layout.T) >= len(context))
+    way = replace(way, left=False, positions=gap if way.teacher_gap else way.positions)
+    logits = forward(setup.teacher or setup.model, rows, None, way).end["logits"]
     T = max(map(len, setup.rows))
     hard = [[sum(i >= 0 for i in row[:t]) + max(0, t - len(row)) for t in range(T + 1)] for row in setup.rows]
     before = np.clip(len(context) + np.array(hard) - 1, 0, logits.shape[1] - 1)
     return logits[np.arange(len(rows))[:, None], before]
 
 
-def backward(tape, dlogits, way=RIGHT, weights=True):
-    """dlogits (B, S, V) -> the gradients by name. weights: those of the model too."""
+def backward(tape, dlogits, way=RIGHT, of_weights=True, down_to=None):
+    """dlogits (B, S, V) -> the gradients by name. of_weights: those of the model too. down_to: a block to stop at."""
     (params, config), layout, P, prompt = tape.model, tape.layout, tape.layout.P, tape.prompt
-    grads = {name: np.zeros_like(w) for name, w in flatten(params).items()}
+    grads = {name: np.zeros_like(w) for name, w in flatten(params).items()} if of_weights else None
     if not way.last_slot:
         dlogits[:, :P] = 0
-    grads[head_name(params)] += way.tied[0] * np.einsum("bsv,bsc->vc", dlogits, tape.end["hidden"])
+    if of_weights:
+        rows = dlogits.reshape(-1, dlogits.shape[-1])
+        grads[head_name(params)] += way.tied[0] * (rows.T @ tape.end["hidden"].reshape(len(rows), -1))
     dx = way.product(dlogits, head(params))
     found = {"grad.ln_f": layout.tokens(dx)}
     if tape.end["ln_f"] is not None:
@@ -73,18 +80,25 @@ def backward(tape, dlogits, way=RIGHT, weights=True):
     for number in reversed(range(last)):
         at, H = tape.layers[number], config.n_head
         weights, name = params["h"][str(number)], f"h.{number}"
-        dx, dkv, dbeta[number] = block_backward(dx, at, weights, H, layout, prompt, way, grads, name)
-        if P and prompt.carrier == "hidden":
+        here = way if way.only in (None, number) else RIGHT
+        dx, dkv, dbeta[number] = block_backward(dx, at, weights, H, layout, prompt, here, grads, name)
+        if P and prompt.carrier == "hidden" and way.has_slots(number):
             dslots[number] = dx[:, :P].copy()
             dx[:, :P] = 0
         elif P and prompt.carrier == "kv":
             dslots[number] = dkv
+        elif P and prompt.carrier == "hidden":
+            dslots[number] = np.zeros_like(dx[:, :P])
         found[f"grad.hidden.{number}"] = layout.tokens(dx)
-    embeddings_backward(tape, dx, way, grads)
+        if number == down_to:
+            return found
+    if of_weights:
+        embeddings_backward(tape, dx, way, grads)
+        found |= {f"grad.model.{name}": g for name, g in grads.items()}
     if prompt is not None:
         dslots = dx if prompt.carrier == "embeddings" else np.stack(dslots, axis=1)
         found |= prompt_gradients(tape, dslots, dbeta, way)
-    return found | ({f"grad.model.{name}": g for name, g in grads.items()} if weights else {})
+    return found
 
 
 def head_name(params):
@@ -92,9 +106,10 @@ def head_name(params):
 
 
 def linear_backward(dout, x, params, way, grads, name):
-    flat, rows = dout.reshape(-1, dout.shape[-1]), x.reshape(-1, x.shape[-1])
-    grads[f"{name}.weight"] += way.product(rows.T, flat)
-    grads[f"{name}.bias"] += flat.sum(0)
+    if grads is not None:
+        flat, rows = dout.reshape(-1, dout.shape[-1]), x.reshape(-1, x.shape[-1])
+        grads[f"{name}.weight"] += way.product(rows.T, flat)
+        grads[f"{name}.bias"] += flat.sum(0)
     return way.product(dout, params["weight"].T)
 
 
@@ -102,8 +117,9 @@ def norm_backward(dout, cache, way, grads, name):
     """out = w d r + b with r = r(var): dx = r (g - mean g) + (Σ g d) r' 2 d / n, g = w dout."""
     d, var, r, slope, n, weight = cache
     sharp = 1 / np.sqrt(np.maximum(var, np.finfo(var.dtype).tiny))  # r without eps
-    grads[f"{name}.weight"] += (dout * d * (sharp if way.norm_backward == "no eps, recomputed" else r)).sum((0, 1))
-    grads[f"{name}.bias"] += dout.sum((0, 1))
+    if grads is not None:
+        grads[f"{name}.weight"] += (dout * d * (sharp if way.norm_backward == "no eps, recomputed" else r)).sum((0, 1))
+        grads[f"{name}.bias"] += dout.sum((0, 1))
     g = dout * weight
     if way.norm_backward == "no means":
         return g * r
@@ -130,8 +146,9 @@ def block_backward(dout, at, params, H, layout, prompt, way, grads, name):
     dscores = probs * (dprobs - ((probs * dprobs).sum(-1, keepdims=True) if way.softmax_sum else 0))
     scale_q, scale_k = way.scale_backward(way.scale(C // H, C))
     dq = way.product(dscores, k) * scale_q
-    if not way.reaches_slots:
+    if not way.reaches_slots[0]:
         dscores[:, :, P:, :P] = 0
+    if not way.reaches_slots[1]:
         dv[:, :, :P] = way.product(probs[:, :, :P, :P].swapaxes(-1, -2), d[:, :, :P])
     dk = way.product(dscores.swapaxes(-1, -2), q) * scale_k
     if way.swapped:

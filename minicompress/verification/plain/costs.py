@@ -100,10 +100,10 @@ def with_slots(label, share=True):
 
 
 def with_ignored(label, padding=False, share=True):
-    """Places without a label are scored as if they had this one; padding: those behind a row's end instead."""
+    """Places without a label are scored as if they had this one; padding: those behind a row's end; None: both."""
 
     def places(asked):
-        wanted = ~asked.layout.real if padding else ~asked.scored & asked.layout.real
+        wanted = ~asked.scored & (asked.layout.real != bool(padding) if padding is not None else True)
         row, t = np.nonzero(wanted & ((np.arange(asked.layout.T) > 0) | asked.first))
         before = np.where(t > 0, asked.layout.columns[row, np.maximum(t - 1, 0)], asked.layout.P - 1)
         return also_places(scored_places(asked), row, before, t, label, share)
@@ -149,13 +149,13 @@ def teacher_cross_entropy(logits, target, teacher, temperature):
 
 
 def top_k(k, renormalised):
-    """KL over the teacher's k likeliest tokens: both sides renormalised on them, or neither."""
+    """KL over the teacher's k likeliest tokens; on them renormalised are "both" sides, the "teacher", or "neither"."""
 
     def cost_of(logits, target, teacher, temperature):
         p, q = teacher, log_softmax(logits / temperature)
         kept = p >= np.partition(p, -k)[:, [-k]]
-        if renormalised:
-            p, q = (log_softmax(np.where(kept, side, -1e30)) for side in (p, q))
+        on_kept = lambda side: log_softmax(np.where(kept, side, -1e30))
+        p, q = p if renormalised == "neither" else on_kept(p), on_kept(q) if renormalised == "both" else q
         mass = np.where(kept, np.exp(p), 0)
         losses = (mass * np.where(kept, p - q, 0)).sum(-1)
         return losses, (np.exp(q) * mass.sum(-1, keepdims=True) - mass) / temperature

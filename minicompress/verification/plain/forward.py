@@ -68,10 +68,13 @@ class Way:
     left: bool = False  # rows are padded between the slots and their tokens
     pad: int = 0  # the token that fills the padding
     slot_positions: bool = True  # slots as embeddings receive their rows of wpe
+    has_slots: Callable = lambda number: True  # the blocks in which hidden states, or keys and values, stand
+    keeps_padding: bool = False  # decoding, keys of the padding behind a row are seen by what is written after it
     left_over: bool = False  # decoding a row begins with what the cache holds of the rows before
     swapped: bool = False  # the slots' keys and values change places
     positions: Callable = onward
     # inside a block
+    only: int | None = None  # the one block, or the end (L), that is not right
     mask: Callable = causal
     scale: Callable = lambda D, C: D**-0.5  # of the scores q k
     columns: Callable = lambda H, C: slice(None)  # of c_attn, in the order of q, k, v, head by head
@@ -83,6 +86,7 @@ class Way:
     final_norm: bool = True
     # the loss
     context: Callable = lambda ids: ids  # what the teacher reads of its context
+    teacher_gap: int = 0  # positions that it leaves out between context and row
     places: Callable = costs.scored_places
     cost: Callable = costs.cost
     temperatures: Callable = lambda T: (T, T)  # the student's and the teacher's
@@ -90,7 +94,7 @@ class Way:
     power: int = 2  # of the temperature, by which a divergence is multiplied
     # backward
     norm_backward: str = "right"  # or "no eps", "no eps, recomputed", "no eps in …", "no means"
-    reaches_slots: bool = True  # tokens pass a gradient on to the slots that they look at
+    reaches_slots: tuple = (True, True)  # tokens pass a gradient on to the keys and to the values of slots
     last_slot: bool = True  # the prediction of the first token passes one to the last slot
     softmax_sum: bool = True
     scale_backward: Callable = lambda scale: (scale, scale)  # of dq and dk
@@ -134,14 +138,17 @@ def forward(model, rows, prompt=None, way=RIGHT, depth=None, written=0, memory=N
     x = first_column_values(params, ids, prompt, slots, layout, way, where)
     layers, P = [], layout.P
     for number in range(config.n_layer if depth is None else depth):
-        if front and prompt.carrier == "hidden":
+        here = way if way.only in (None, number) else RIGHT
+        if front and prompt.carrier == "hidden" and way.has_slots(number):
             x = np.concatenate([np.broadcast_to(slots[number], x[:, :P].shape), x[:, P:]], axis=1)
         past = (slots[number], None if prompt.beta is None else prompt.beta[number]) if is_kv(prompt) else None
-        x, kept = block(x, params["h"][str(number)], config, past, layout, way, memory and memory[number])
+        visible = way.has_slots(number) or not is_kv(prompt)
+        x, kept = block(x, params["h"][str(number)], config, past, layout, here, memory and memory[number], visible)
         layers.append(kept)
     end = {"x": x}
     if depth is None:
-        end["hidden"], end["ln_f"] = norm(x, params["ln_f"], config, way) if way.final_norm else (x, None)
+        here = way if way.only in (None, config.n_layer) else RIGHT
+        end["hidden"], end["ln_f"] = norm(x, params["ln_f"], config, here) if way.final_norm else (x, None)
         end["logits"] = way.product(end["hidden"], head(params).T)
     return Tape(model, prompt, ids, layout, layers, end, slots, where)
 
@@ -170,7 +177,7 @@ def first_column_values(params, ids, prompt, slots, layout, way, where):
     return x
 
 
-def block(x, params, config, past, layout, way, memory=None):
+def block(x, params, config, past, layout, way, memory=None, visible=True):
     """x (B, S, C) -> (B, S, C), and everything on the way."""
     (B, S, C), H, mm = x.shape, config.n_head, way.product
     at = {"x": x}
@@ -186,6 +193,8 @@ def block(x, params, config, past, layout, way, memory=None):
     if past is not None and past[1] is not None:
         masses[:, : layout.P] = past[1]
     seen = np.broadcast_to(way.mask(layout), (B, S, S))[:, None]
+    if not visible:
+        seen = seen & ((np.arange(S) >= layout.P) | (np.arange(S)[:, None] < layout.P))
     if memory is not None:
         k, v = (np.concatenate(pair, axis=2) for pair in zip(memory[:2], (k, v), strict=True))
         masses = np.concatenate([memory[2], masses], axis=1)

@@ -24,8 +24,10 @@ def decode(setup, way=RIGHT):
 
 def written_on(setup, rows, way, memory=None):
     """-> the rows' likeliest continuations (B, n), what chose them (B, n, V), and the last pass."""
-    rows, found = [list(row) for row in rows], []
+    rows, found, longest = [list(row) for row in rows], [], max(map(len, rows))
     for written in range(setup.decode):
+        if way.keeps_padding and written == 1:
+            rows = [row[:-1] + [way.pad] * (longest - len(row) + 1) + row[-1:] for row in rows]
         tape = forward(setup.model, rows, setup.prompt, way, written=written, memory=memory)
         ends = tape.layout.columns[np.arange(len(rows)), tape.layout.lengths - 1]
         found.append(tape.end["logits"][np.arange(len(rows)), ends])
@@ -46,7 +48,7 @@ class Optimiser:
     inside: bool = False  # eps stands inside the root
 
 
-def take_steps(setup, how=Optimiser()):
+def take_steps(setup, how=Optimiser(), way=RIGHT):
     """{after.*, adam.*, steps.*}, as `stepped` gives them."""
     asked = {"steps": 1, "lr": 1e-2, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, "clip": None}
     asked |= setup.steps
@@ -55,7 +57,7 @@ def take_steps(setup, how=Optimiser()):
     losses, norms, found, gradients = [], [], {}, "prompt" if setup.prompt else "all"
     for t in range(1, asked["steps"] + 1):
         model, _, prompt = moved(setup.model, setup.rows, setup.prompt, moving)
-        tensors = answer(setup._replace(model=model, prompt=prompt, gradients=gradients))
+        tensors = answer(setup._replace(model=model, prompt=prompt, gradients=gradients), way)
         for name, d in kept.items():
             d[...] = tensors[f"grad.{name}"] + (0 if how.zeroed else d)
         losses.append(tensors["loss"])
