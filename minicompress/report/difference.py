@@ -4,6 +4,7 @@ from rich.table import Table
 
 AROUND = 2  # lines before the first difference, and behind it
 CAUSES = 3
+NAMED = 0.9  # the share of a difference from which on a cause has always been the right one
 
 
 def difference_report(found, whole=False):
@@ -46,6 +47,7 @@ def verdict(found):
         if number and cause.score < 0.9 * found.causes[0].score:
             break
         kind = "a convention, not a bug: " if cause.convention else ""
+        kind = kind if cause.score >= NAMED else f"the nearest known, which is not all of it: {kind}"
         variant = f" ({cause.variant})" if cause.variant else ""
         lines += [f"{cause.score:4.0%} {cause.id}: {kind}{cause.title}{variant}", f"     {cause.mend}"]
     if not found.causes or found.causes[0].score < 0.5:

@@ -58,15 +58,16 @@ class Tolerances:
     def cancellation(self):
         """How much smaller the loss's gradient is than the two distributions whose difference it is."""
         stream, end, losses = (self.reference.get(n) for n in ("hidden.0", "grad.ln_f", "losses"))
-        if stream is None or end is None or losses is None or not (scored := np.count_nonzero(losses)):
+        if stream is None or end is None or losses is None or not end.any():
             return 1.0
+        scored = max(1, np.count_nonzero(losses))
         size = np.sqrt((stream * stream).sum(-1).max() / scored)
         return max(1.0, float(size / max(np.linalg.norm(end), 1e-300))) * self.norm_cancellation(end)
 
     def norm_cancellation(self, end):
         """How much of the gradient the last LayerNorm takes out: all but nothing is left where channels are few."""
         x, below = (self.reference.get(f"{start}hidden.{self.layers}") for start in ("", "grad."))
-        if x is None or below is None or x.shape != end.shape:
+        if x is None or below is None or x.shape != end.shape or not below.any():
             return 1.0
         deviation = x.std(-1, keepdims=True)
         through = np.linalg.norm(np.divide(end, deviation, out=np.zeros_like(end), where=deviation > 0))

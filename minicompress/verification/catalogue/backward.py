@@ -31,7 +31,17 @@ def cut_off(setup, evidence):
         "values cut off": Way(reaches_slots=(True, False)),
         "all cut off": Way(reaches_slots=(False, False), last_slot=False),
     }
+    if setup.prompt.carrier != "embeddings" and setup.model[1].n_layer > 1:
+        ways["behind the first block"] = Way(prompt_gradient=lambda d, rows: in_blocks(d.sum(0), slice(0, 1)))
+        ways["in the first block"] = Way(prompt_gradient=lambda d, rows: in_blocks(d.sum(0), slice(1, None)))
     return ways if in_front(setup) else {}
+
+
+def in_blocks(d, kept):
+    """d (L, ...), 0 in all blocks but these."""
+    out = np.zeros_like(d)
+    out[kept] = d[kept]
+    return out
 
 
 def frozen_encoder(evidence):
@@ -58,7 +68,8 @@ def in_half(evidence):
         return 0.0
     if again(evidence):  # it is drawn, not rounded
         return 0.0
-    return 0.3 + 0.3 * float(np.mean([small(error) for error in evidence.differing.values()]) >= 0.9)
+    errors = list(evidence.differing.values())
+    return (0.3 + 0.3 * float(np.mean([small(error) for error in errors]) >= 0.9)) * float(max(errors) < 0.1)
 
 
 BACKWARD = "loss and everything before it agree, "
@@ -164,7 +175,10 @@ BUGS = [
         "backward",
         BACKWARD + "grad.model.wte.weight in the repeated tokens' rows",
         "add.at, scatter_add or index_add: dW[ids] += d keeps the last only",
-        where(lambda s: s.gradients == "all", lambda s, e: {"the last": Way(repeated=False)}),
+        where(
+            lambda s: s.gradients == "all",
+            lambda s, e: {"the last": Way(repeated="last"), "the first": Way(repeated="first")},
+        ),
     ),
     Bug(
         "prompt-gradient-averaged",

@@ -153,7 +153,13 @@ BUGS = [
         "block",
         QUERIES + ": flatter, in every row",
         "scaled_dot_product_attention scales by itself: do not scale the queries too",
-        lambda s, e: {"1/D": Way(scale=lambda D, C: 1 / D)},
+        lambda s, e: {
+            "1/D": Way(scale=lambda D, C: 1 / D),
+            "queries": Way(scale_of_each=lambda D: (D**-0.5, 1.0)),
+            "keys": Way(scale_of_each=lambda D: (1.0, D**-0.5)),
+            "each by the fourth root": Way(scale_of_each=lambda D: (D**-0.25, D**-0.25)),
+            "queries and keys": Way(scale_of_each=lambda D: (D**-0.5, D**-0.5), scale=lambda D, C: 1.0),
+        },
     ),
     Bug(
         "scale-missing",
@@ -229,6 +235,6 @@ BUGS = [
         "head",
         "every hidden.l agrees, logits differ",
         "logits = ln_f(hidden.L) @ wteᵀ",
-        lambda s, e: {"": Way(final_norm=False)},
+        lambda s, e: {"left out": Way(final_norm=False), "without its weight and bias": Way(final_norm="bare")},
     ),
 ]

@@ -24,6 +24,8 @@ def drawing_encoder(evidence):
     drawn, setup = again(evidence), evidence.setup
     if "prompt" in drawn:
         return 1.0
+    if "again.prompt" in evidence.suspect and "prompt" in evidence.suspect:
+        return 0.0
     if "prompt" in evidence.differing:
         return 0.8
     if "logits" not in drawn or setup is None or setup.prompt is None or not setup.prompt.raw:

@@ -54,6 +54,16 @@ def begin_at(number):
     return Way(positions=lambda layout: number + np.arange(layout.T)[None])
 
 
+def at_one_place(setup):
+    """Slots in front that all stand at the same position, or behind one another's."""
+    if setup.prompt.in_rows:
+        return {}
+    return {
+        "all at 0": Way(slot_positions=lambda P: np.zeros(P, int)),
+        "from 1": Way(slot_positions=lambda P: 1 + np.arange(P)),
+    }
+
+
 def not_injected(setup, evidence):
     P = setup.prompt.length
     ways = {"tokens from 0": Way(injected=False)}
@@ -191,7 +201,7 @@ BUGS = [
         "GPT-2 adds wpe to inputs_embeds by itself; a port must add it too, positions 0 to P-1",
         where(
             lambda s: s.prompt is not None and s.prompt.carrier == "embeddings",
-            lambda s, e: {"": Way(slot_positions=False)},
+            lambda s, e: {"none": Way(slot_positions=lambda P: None)} | at_one_place(s),
         ),
     ),
     Bug(

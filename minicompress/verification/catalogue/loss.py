@@ -65,6 +65,8 @@ def slots_scored(setup, evidence):
     found, N, B = scored_as(evidence, costs.with_slots), int(evidence.asked.scored.sum()), len(setup.rows)
     for slots in (setup.prompt.length, setup.prompt.length - 1):
         found[f"{slots} slots counted, at no cost"] = Way(places=costs.divided_by(lambda *_, n=N + B * slots: n))
+    if for_carriers("embeddings")(setup) and setup.prompt.length > 1 and on_tokens(setup):
+        found["as the row's first token"] = Way(places=costs.with_slots(None))
     return found
 
 
@@ -76,6 +78,7 @@ def padding_scored(setup, evidence):
     found = {f"of token {pad}": Way(places=costs.with_ignored(pad, padding=True), pad=pad) for pad in (0, last)}
     if on_tokens(setup):
         found |= scored_as(evidence, lambda label, share: costs.with_ignored(label, padding=True, share=share))
+        found |= {f"the first, of token {v}": Way(places=costs.with_ignored(v, "first"), pad=v) for v in (0, last)}
     return found
 
 
@@ -132,6 +135,7 @@ BUGS = [
         lambda s, e: {
             "without the first": Way(places=costs.not_shifted(False)),
             "with the first": Way(places=costs.not_shifted(True)),
+            "the wrong way": Way(places=costs.shifted_on),
         },
     ),
     Bug(
@@ -170,6 +174,7 @@ BUGS = [
         lambda s, e: {
             "rows with targets": Way(places=costs.mean_of_row_means(False)),
             "all rows": Way(places=costs.mean_of_row_means(True)),
+            "by position": Way(places=costs.mean_by_position),
         },
     ),
     Bug(

@@ -65,9 +65,7 @@ STALE = {
     ),
     "new keys are never kept": written_mask(lambda seen, nq, nk, q, k, layout: seen & (~nq | ~nk | (q == k))),
     "only the new token's keys are kept": written_mask(lambda seen, nq, nk, q, k, layout: seen & (~nq | nk)),
-    "the last key is overwritten": written_mask(
-        lambda seen, nq, nk, q, k, layout: seen & (~nq | ~nk | (q - k <= 1))
-    ),
+    "the last key is overwritten": written_mask(lambda seen, nq, nk, q, k, layout: seen & (~nq | ~nk | (q - k <= 1))),
     "the newest is not there yet": written_mask(lambda seen, nq, nk, q, k, layout: seen & (~nq | (k != q - 1))),
     "the token does not see itself": written_mask(lambda seen, nq, nk, q, k, layout: seen & (~nq | (k != q))),
 }
@@ -154,6 +152,15 @@ BUGS = [
         where(lambda s: kept_moving(s) and s.steps.get("clip"), lambda s, e: {"": Optimiser(clip="never")}),
     ),
     Bug(
+        "clip-as-pytorch",
+        "clipping divides by the norm + 1e-6",
+        "steps",
+        "the gradients agree, adam.m is shorter by 1e-6 over the norm",
+        "a convention: torch.nn.utils.clip_grad_norm_ does so",
+        where(lambda s: kept_moving(s) and s.steps.get("clip"), lambda s, e: {"": Optimiser(clip="as PyTorch")}),
+        convention=lambda setup: True,
+    ),
+    Bug(
         "gradients-not-zeroed",
         "gradients of earlier steps are still there",
         "steps",
@@ -173,6 +180,7 @@ BUGS = [
                 "both": Optimiser(corrected=(False, False)),
                 "m": Optimiser(corrected=(False, True)),
                 "v": Optimiser(corrected=(True, False)),
+                "counted from 2": Optimiser(late=1),
             },
         ),
     ),

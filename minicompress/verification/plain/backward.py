@@ -73,7 +73,10 @@ def backward(tape, dlogits, way=RIGHT, of_weights=True, down_to=None):
         grads[head_name(params)] += way.tied[0] * (rows.T @ tape.end["hidden"].reshape(len(rows), -1))
     dx = way.product(dlogits, head(params))
     found = {"grad.ln_f": layout.tokens(dx)}
-    if tape.end["ln_f"] is not None:
+    if way.final_norm == "bare":
+        bare = (*tape.end["ln_f"][:-1], np.ones_like(params["ln_f"]["weight"]))
+        dx = norm_backward(dx, bare, way, None, "")
+    elif tape.end["ln_f"] is not None:
         dx = norm_backward(dx, tape.end["ln_f"], way, grads, "ln_f")
     last = len(tape.layers)
     found[f"grad.hidden.{last}"], dslots, dbeta = layout.tokens(dx), [None] * last, [None] * last
@@ -153,10 +156,13 @@ def block_backward(dout, at, params, H, layout, prompt, way, grads, name):
     dk = way.product(dscores.swapaxes(-1, -2), q) * scale_k
     if way.swapped:
         dk[:, :, :P], dv[:, :, :P] = dv[:, :, :P].copy(), dk[:, :, :P].copy()
+    of_q, of_k = way.scale_of_each(C // H)
+    dq *= of_q
     dkv = dbeta = None
     if prompt is not None and prompt.carrier == "kv":
         dkv, dbeta = np.stack([dk[:, :, :P], dv[:, :, :P]], axis=1), dscores[..., :P].sum(-2)
         dk[:, :, :P] = dv[:, :, :P] = 0
+    dk *= of_k
     dsplit = np.stack([dq, dk, dv]).transpose(1, 3, 0, 2, 4).reshape(B, S, 3 * C)
     dqkv = np.zeros_like(dsplit)
     dqkv[..., way.columns(H, C)] = dsplit
@@ -169,16 +175,17 @@ def embeddings_backward(tape, dx, way, grads):
     layout, P = tape.layout, tape.layout.P
     row, t = np.nonzero(layout.real & (tape.ids >= 0))
     d, ids = way.tied[1] * dx[row, layout.columns[row, t]], tape.ids[row, t]
-    if way.repeated:
+    if way.repeated == "added":
         np.add.at(grads["wte.weight"], ids, d)
     else:
-        last = np.zeros_like(grads["wte.weight"])
-        last[ids] = d
-        grads["wte.weight"] += last
-    row, t = np.nonzero(layout.real & (way.slot_positions | (tape.ids >= 0)))
+        one, order = np.zeros_like(grads["wte.weight"]), slice(None, None, 1 if way.repeated == "last" else -1)
+        one[ids[order]] = d[order]
+        grads["wte.weight"] += one
+    own = way.slot_positions(P)
+    row, t = np.nonzero(layout.real & ((own is not None) | (tape.ids >= 0)))
     np.add.at(grads["wpe.weight"], tape.positions[row, t], dx[row, layout.columns[row, t]])
-    if P and tape.prompt.carrier == "embeddings" and way.slot_positions:
-        grads["wpe.weight"][:P] += dx[:, :P].sum(0)
+    if P and tape.prompt.carrier == "embeddings" and own is not None:
+        np.add.at(grads["wpe.weight"], own, dx[:, :P].sum(0))
 
 
 def prompt_gradients(tape, dslots, dbeta, way):

@@ -71,6 +71,15 @@ def labelled(asked):
     return (asked.targets != -100) & asked.layout.real
 
 
+def shifted_on(asked):
+    """Token t is held against the logits behind token t + 1."""
+    T = asked.layout.T
+    there = asked.layout.real & (np.arange(T)[None] + 1 < asked.layout.lengths[:, None])
+    places = scored_places(asked, labelled(asked) & there)
+    after = np.minimum(places.t + 1, T - 1)
+    return places._replace(column=asked.layout.columns[places.row, after], guide=np.minimum(places.t + 2, T))
+
+
 def shifted_twice(asked):
     """Token t + 1 is held against the logits behind token t - 1."""
     places = scored_places(asked, asked.scored & (np.arange(asked.layout.T) > 1))
@@ -86,24 +95,30 @@ def also_places(places, row, column, t, label, share=True):
 
 
 def with_slots(label, share=True):
-    """Slots are scored too, as if each had this label: all that something predicts."""
+    """Slots are scored too, as if each had this label, or its row's first: all that something predicts."""
 
     def places(asked):
         if asked.soft.any():  # they stand in the rows
             row, t = np.nonzero(asked.soft & ~asked.scored & (np.arange(asked.layout.T) > 0))
             return also_places(scored_places(asked), row, asked.layout.columns[row, t - 1], t, label, share)
         rows, P = len(asked.targets), asked.layout.P
+        own = np.maximum(asked.targets[:, 0], 0) if label is None else np.full(rows, label)
         row, slot = (a.ravel() for a in np.meshgrid(np.arange(rows), np.arange(1, P), indexing="ij"))
-        return also_places(scored_places(asked), row, slot - 1, 0 * row - 1, label, share)
+        return also_places(scored_places(asked), row, slot - 1, 0 * row - 1, own[row], share)
 
     return places
 
 
 def with_ignored(label, padding=False, share=True):
-    """Places without a label are scored as if they had this one; padding: those behind a row's end; None: both."""
+    """Places without a label are scored as if they had this one.
+
+    padding: those behind a row's end instead, or the "first" of them; None: both.
+    """
 
     def places(asked):
         wanted = ~asked.scored & (asked.layout.real != bool(padding) if padding is not None else True)
+        if padding == "first":
+            wanted &= np.arange(asked.layout.T) == asked.layout.lengths[:, None]
         row, t = np.nonzero(wanted & ((np.arange(asked.layout.T) > 0) | asked.first))
         before = np.where(t > 0, asked.layout.columns[row, np.maximum(t - 1, 0)], asked.layout.P - 1)
         return also_places(scored_places(asked), row, before, t, label, share)
@@ -120,6 +135,13 @@ def mean_of_row_means(empty_too):
         return found._replace(weight=1 / (per_row[found.row] * (rows if empty_too else (per_row > 0).sum())))
 
     return places
+
+
+def mean_by_position(asked):
+    """The mean over the positions of each one's mean over the rows."""
+    found = scored_places(asked)
+    rows = np.bincount(found.t, minlength=asked.layout.T)
+    return found._replace(weight=1 / (rows[found.t] * (rows > 0).sum()))
 
 
 def divided_by(number):

@@ -67,7 +67,7 @@ class Way:
     slots: Callable = lambda slots, prompt, model: slots  # of the carrier, before they are used
     left: bool = False  # rows are padded between the slots and their tokens
     pad: int = 0  # the token that fills the padding
-    slot_positions: bool = True  # slots as embeddings receive their rows of wpe
+    slot_positions: Callable = np.arange  # P -> the rows of wpe that slots as embeddings receive, or None
     has_slots: Callable = lambda number: True  # the blocks in which hidden states, or keys and values, stand
     keeps_padding: bool = False  # decoding, keys of the padding behind a row are seen by what is written after it
     left_over: bool = False  # decoding a row begins with what the cache holds of the rows before
@@ -77,13 +77,14 @@ class Way:
     only: int | None = None  # the one block, or the end (L), that is not right
     mask: Callable = causal
     scale: Callable = lambda D, C: D**-0.5  # of the scores q k
+    scale_of_each: Callable = lambda D: (1.0, 1.0)  # of the queries and of the keys, before that
     columns: Callable = lambda H, C: slice(None)  # of c_attn, in the order of q, k, v, head by head
     gelu: Any = TANH  # the function and its slope
     eps: float | None = None  # in place of the config's
     ddof: int = 0  # of the variance
     eps_outside: bool = False  # of the root
     product: Callable = np.matmul
-    final_norm: bool = True
+    final_norm: bool | str = True  # or "bare", without its weight and bias
     # the loss
     context: Callable = lambda ids: ids  # what the teacher reads of its context
     teacher_gap: int = 0  # positions that it leaves out between context and row
@@ -101,7 +102,7 @@ class Way:
     residual: tuple = (1, 1)  # shares of the gradient that pass the MLP and the attention by
     gelu_slope: Callable | None = None  # in place of gelu's own
     tied: tuple = (1, 1)  # shares of the head and of the embedding in wte's gradient
-    repeated: bool = True  # a token that comes twice receives both gradients
+    repeated: str = "added"  # gradients of a token that comes twice; or the "first" or the "last" alone
     prompt_gradient: Callable = lambda d, rows: d.sum(0)  # (B, ...) -> (...)
 
 
@@ -149,6 +150,9 @@ def forward(model, rows, prompt=None, way=RIGHT, depth=None, written=0, memory=N
     if depth is None:
         here = way if way.only in (None, config.n_layer) else RIGHT
         end["hidden"], end["ln_f"] = norm(x, params["ln_f"], config, here) if way.final_norm else (x, None)
+        if way.final_norm == "bare":
+            d, _, r, *_ = end["ln_f"]
+            end["hidden"] = d * r
         end["logits"] = way.product(end["hidden"], head(params).T)
     return Tape(model, prompt, ids, layout, layers, end, slots, where)
 
@@ -170,10 +174,11 @@ def first_column_values(params, ids, prompt, slots, layout, way, where):
     if prompt is not None and prompt.in_rows:
         words = np.where((ids < 0)[..., None], slots[np.maximum(-1 - ids, 0)], words)
     row, t = np.nonzero(layout.real)
-    places = wpe[where] * (way.slot_positions | (ids >= 0))[..., None]
+    places = wpe[where] * ((way.slot_positions(0) is not None) | (ids >= 0))[..., None]
     x[row, layout.columns[row, t]] = (words + places)[row, t]
     if P and prompt.carrier == "embeddings":
-        x[:, :P] = slots + (wpe[:P] if way.slot_positions else 0)
+        own = way.slot_positions(P)
+        x[:, :P] = slots + (0 if own is None else wpe[own])
     return x
 
 
@@ -184,7 +189,8 @@ def block(x, params, config, past, layout, way, memory=None, visible=True):
     at["ln_1"], at["norm_1"] = norm(x, params["ln_1"], config, way)
     qkv = mm(at["ln_1"], params["attn"]["c_attn"]["weight"]) + params["attn"]["c_attn"]["bias"]
     qkv = qkv[..., way.columns(H, C)].reshape(B, S, 3, H, C // H).transpose(2, 0, 3, 1, 4)
-    q, k, v = qkv[0], qkv[1].copy(), qkv[2].copy()
+    of_q, of_k = way.scale_of_each(C // H)
+    q, k, v = qkv[0] * of_q, qkv[1] * of_k, qkv[2].copy()
     if past is not None:
         k[:, :, : layout.P], v[:, :, : layout.P] = past[0]
     if way.swapped:

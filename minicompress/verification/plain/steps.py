@@ -43,7 +43,8 @@ class Optimiser:
     decay: float | None = None  # in place of the one asked for
     coupled: bool = False  # decay is added to the gradient (L2), not taken off the weights
     corrected: tuple = (True, True)  # the beginning at zero of m and of v is made up for
-    clip: str = "together"  # or "each", "always", "by layer", "by number", "never"
+    clip: str = "together"  # or "each", "always", "by layer", "by number", "as PyTorch", "never"
+    late: int = 0  # steps by which the correction's count is off
     zeroed: bool = True  # gradients begin anew at each step
     inside: bool = False  # eps stands inside the root
 
@@ -64,7 +65,7 @@ def take_steps(setup, how=Optimiser(), way=RIGHT):
         norms.append(np.sqrt(sum((g * g).sum(dtype=np.float64) for g in kept.values())))
         clipped = clip(kept, asked["clip"], how.clip)
         for name, w in moving.items():
-            move(w, clipped[name], m[name], v[name], t, how, asked)
+            move(w, clipped[name], m[name], v[name], t + how.late, how, asked)
     for name in moving:
         found |= {f"after.{name}": moving[name], f"adam.m.{name}": m[name], f"adam.v.{name}": v[name]}
     return found | {"steps.loss": np.array(losses), "steps.norm": np.array(norms)}
@@ -78,6 +79,9 @@ def clip(grads, limit, how):
         return {name: np.clip(g, -limit, limit) for name, g in grads.items()}
     if how == "always":
         return {name: g * g.dtype.type(limit / max(np.sqrt((g * g).sum()), 1e-30)) for name, g in grads.items()}
+    if how == "as PyTorch":
+        joint = np.sqrt(sum((g * g).sum() for g in grads.values()))
+        return {name: g * g.dtype.type(min(1, limit / (joint + 1e-6))) for name, g in grads.items()}
     group = {"together": lambda name: "", "each": lambda name: name, "by layer": lambda name: name.split(".")[:3]}[how]
     clipped = {}
     for name, g in grads.items():
