@@ -10,6 +10,7 @@ import numpy as np
 from minicompress.trees import flatten
 from minicompress.verification.catalogue import BUGS
 from minicompress.verification.catalogue.bug import STAGES
+from minicompress.verification.names import without_padding
 from minicompress.verification.plain.backward import answer, what_is_asked
 from minicompress.verification.plain.forward import RIGHT, Way, forward, tensors
 from minicompress.verification.plain.steps import decode, take_steps
@@ -177,6 +178,7 @@ def explained(evidence, prediction):
     for name, theirs in evidence.suspect.items():
         ours, made = evidence.reference.get(name), prediction.get(name)
         if ours is not None and made is not None:
+            made = without_padding(name, made, ours, evidence.reference)
             share = share_explained(theirs, ours, made, evidence.tolerances.of(name))
             if share is not None:
                 shares[name] = share

@@ -64,7 +64,8 @@ def in_half(evidence):
         return 0.3 * float(small(evidence.first_error) and evidence.first_error < 3e-3)
     if evidence.first_stage not in ("front", "block", "head", "backward") or not small(evidence.first_error):
         return 0.0
-    if any(evidence.agrees(name) for name in ("hidden.1", "attention.1")):  # half of the run was not rounded
+    early = evidence.first_stage != "backward"
+    if early and any(evidence.agrees(name) for name in ("hidden.1", "attention.1")):  # half of it was not rounded
         return 0.0
     if again(evidence):  # it is drawn, not rounded
         return 0.0
