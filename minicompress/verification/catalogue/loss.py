@@ -44,7 +44,7 @@ def scored_as(evidence, places_of, **fields):
 
 def ignored_counted(setup, evidence):
     found = {} if distils(setup) else scored_as(evidence, costs.with_ignored)
-    if on_tokens(setup):
+    if found:  # there are such places, and whoever counts them may count padding as well
         both = lambda label, share: costs.with_ignored(label, None, share)
         found |= {f"{name}, padding too": way for name, way in scored_as(evidence, both).items()}
     B, T, P, real = (
