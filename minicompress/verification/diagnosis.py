@@ -140,11 +140,14 @@ def causes(evidence, progress=None):
 
 def ways_of(bug, evidence):
     """A bug's ways; where the first difference is behind the first block, also in that block alone."""
-    ways, layer = bug.ways(evidence.setup, evidence), evidence.layer
-    if bug.stage == "block" and evidence.first_stage in ("block", "head") and layer > 0:
-        where = "at the end alone" if layer == evidence.setup.model[1].n_layer else f"in block {layer} alone"
-        ways = ways | {f"{name}, {where}": replace(way, only=layer) for name, way in ways.items()}
-    return ways
+    ways, layer, last = bug.ways(evidence.setup, evidence), evidence.layer, evidence.setup.model[1].n_layer
+    if bug.stage != "block" or evidence.first_stage not in ("block", "head") or layer == 0:
+        return ways
+    blind = evidence.small and not any(name.startswith("hidden.") for name in evidence.suspect)
+    alone = range(last + 1) if blind else [layer]  # with no tensor between, it can be any block
+    named = lambda number: "at the end alone" if number == last else f"in block {number} alone"
+    each = {f"{name}, {named(number)}": replace(way, only=number) for number in alone for name, way in ways.items()}
+    return ways | each
 
 
 def predicted(evidence, bug, way, whole):

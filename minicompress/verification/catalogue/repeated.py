@@ -1,5 +1,7 @@
 """What goes wrong where a pass is repeated: in decoding with a cache, and in the optimiser."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from minicompress.verification.catalogue.bug import Bug, in_front, where
@@ -74,6 +76,16 @@ DROPPED = {
 }
 
 
+def stale(setup, evidence):
+    """The fixed ways, and those with keys of padding, for rows of unequal length."""
+    gaps = np.array([[max(map(len, setup.rows)) - len(row)] for row in setup.rows])
+    if not gaps.any():
+        return STALE
+    own = late(lambda w, layout: w - gaps)
+    kept = {"padding's keys are seen": replace(own, keeps_padding=True)}
+    return STALE | kept | {"padding's keys are seen, positions run over it": Way(keeps_padding=True)}
+
+
 def decays(coupled):
     def ways(setup, evidence):
         asked = setup.steps.get("weight_decay", 0.0)
@@ -101,7 +113,7 @@ BUGS = [
         "decoding",
         "decoded_logits agree at the first token, differ later",
         "append every step's keys and values; begin each text with an empty cache",
-        where(continued, lambda s, e: STALE),
+        where(continued, stale),
     ),
     Bug(
         "prompt-lost-in-decoding",
