@@ -38,6 +38,7 @@ from minicompress.verification.oracles import relative_error
 from minicompress.verification.trace import trace
 from reading import KINDS, random_prompt, with_slots
 from tracing import laid_flat
+from verifying import contract
 
 peft = pytest.importorskip("peft", reason="the peers are not installed")
 pytestmark = pytest.mark.peers
@@ -156,7 +157,7 @@ def test_every_tensor_of_every_carrier(config, loss, kind):
     theirs = their_trace(model, reading, predicts, rows, labels, guide) | read.gradients()
     teacher = (tree_of(guide), config) if guide else None
     ours = trace((tree_of(model), config), rows, prompt, labels, teacher, CONTEXT if guide else None, "all")
-    assert_equal(cut(ours, rows, 0 if prompt.in_rows else P), theirs, 1e-10)
+    assert_equal(cut(contract(ours), rows, 0 if prompt.in_rows else P), theirs, 1e-10)
 
 
 def with_peft(model, kind, **facts):
@@ -189,7 +190,7 @@ def test_every_tensor_behind_prefix_tuning(config, loss, dtype):
     teacher = (tree_of(guide), config) if guide else None
     ours = trace((params, config), ROWS, prompt, LABELS, teacher, CONTEXT if guide else None, "all")
     assert all(x.dtype == ours["logits"].dtype for x in ours.values())
-    assert_equal(cut(ours, ROWS, P), theirs, TOLERANCES[dtype])
+    assert_equal(cut(contract(ours), ROWS, P), theirs, TOLERANCES[dtype])
 
 
 def redraw(weight):

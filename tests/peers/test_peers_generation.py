@@ -55,7 +55,7 @@ def test_greedy_behind_a_text(config):
 @each_model
 @each_shape
 def test_greedy_behind_a_soft_prompt(config, seed):
-    """Theirs without a cache: with one, PEFT 0.21 on Transformers 5.24 reads all tokens anew behind it at every step."""
+    """Theirs without a cache: with one, PEFT 0.21 on Transformers 5.24 puts the prompt in anew before every later token."""
     model = peer(config, seed)
     params = tree_of(model)
     facts = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)

@@ -415,7 +415,7 @@ def test_steps_by_another_optimiser():
 
 @pytest.mark.parametrize("kind", ["none", "prompt", "prefix"])
 def test_decoding(kind):
-    """Theirs without a cache: with one, PEFT 0.21 on Transformers 5.24 reads all tokens anew behind a prompt at every step."""
+    """Theirs without a cache: with one, PEFT 0.21 on Transformers 5.24 puts the prompt in anew before every later token."""
     model, ours, prompt = wrapped(kind, SHAPES[0])
     ids = torch.tensor([[3, 1, 4], [1, 5, 9]])
     with record(model) as theirs:

@@ -7,6 +7,7 @@ import weights_loader
 from minicompress.prompts.soft_prompt import SoftPrompt
 from minicompress.trees import flatten
 from minicompress.verification.trace import trace
+from verifying import contract
 
 peft = pytest.importorskip("peft", reason="the peers are not installed")
 pytestmark = pytest.mark.peers
@@ -95,7 +96,7 @@ def test_every_tensor(config, loss, P, dtype):
     teacher = (tree_of(guide), config) if guide else None
     ours = trace((params, config), ROWS, SoftPrompt(to_numpy(slots)) if P else None, LABELS, teacher, CONTEXT if guide else None, "all")
     assert all(x.dtype == ours["logits"].dtype for x in ours.values())
-    assert_equal(cut(ours, P), theirs, TOLERANCES[dtype])
+    assert_equal(cut(contract(ours), P), theirs, TOLERANCES[dtype])
 
 
 def test_a_folder_that_peft_wrote(tmp_path):
@@ -108,4 +109,4 @@ def test_a_folder_that_peft_wrote(tmp_path):
     read = weights_loader.load_peft_prompt(tmp_path).array
     assert read.tobytes() == to_numpy(slots).tobytes()
     theirs = their_trace(model, wrapped, slots, 4, None)
-    assert_equal(cut(trace((params, config), ROWS, SoftPrompt(read), LABELS, gradients="all"), 4), theirs, 1e-10)
+    assert_equal(cut(contract(trace((params, config), ROWS, SoftPrompt(read), LABELS, gradients="all")), 4), theirs, 1e-10)
