@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 
 import weights_loader
-from minicompress.arrays import device_module
+from minicompress.arrays import device_module, to_host
 from minicompress.compression.queries import read_text
 from minicompress.compression.run import Model, check_positions, place
 from minicompress.gpt2 import Config
 from minicompress.prompts.layout import kv_from_flat
-from minicompress.prompts.soft_prompt import SoftPrompt
+from minicompress.prompts.soft_prompt import SoftPrompt, bytes_hash
 from minicompress.prompts.template import parse
-from minicompress.trees import tree_map
+from minicompress.trees import flatten, tree_map
 from minicompress.verification.setup import Setup
 
 
@@ -212,7 +212,14 @@ def open_setup(facts, device="cpu"):
         check_positions((guide or opened).pair[1], teacher_context=len(context), tokens=longest)
     setup = Setup(opened.pair, rows, stands, facts["labels"], guide and guide.pair, context, facts["gradients"],
                   facts["temperature"], decode, facts["steps"], facts["twice"])  # fmt: skip
-    return setup, {"model": opened.hash} | ({"teacher": guide.hash} if guide else {})
+    hashes = {"model": opened.hash, "teacher": (guide or opened).hash if context else None}
+    return setup, hashes | {"prompt": stands and bytes_hash(b"".join(array.tobytes() for array in arrays_of(stands)))}
+
+
+def arrays_of(prompt):
+    """Everything of a prompt that a trace depends on, on the host, in one dtype whatever the trace's is."""
+    arrays = (prompt.slots, prompt.beta, *flatten(prompt.raw or {}).values())
+    return [to_host(array).astype(np.float32) for array in arrays if array is not None]
 
 
 def check_same_question(facts, others):
@@ -230,10 +237,12 @@ def setup_again(facts, paths):
         return None, "neither file says what it is a trace of; the first should be one that `trace` wrote"
     try:
         setup, hashes = open_setup(facts | paths)
-    except (ValueError, OSError, LookupError, TypeError) as reason:
-        return None, f"{reason}; say where it is with --model, --prompt, --teacher"
-    if changed := [part for part, value in hashes.items() if facts.get("hashes", {}).get(part, value) != value]:
-        return None, f"the {changed[0]} is no longer the one that was traced"
+    except (ValueError, OSError, LookupError, TypeError, AttributeError) as reason:
+        advice = "" if "--model" in str(reason) else "; say where its parts are with --model, --prompt, --teacher"
+        return None, f"{reason}{advice}"
+    known = facts.get("hashes") if isinstance(facts.get("hashes"), dict) else {}
+    if changed := [part for part, value in hashes.items() if known.get(part) != value]:
+        return None, f"the {changed[0]} is not, or no longer, the one that was traced"
     return setup, ""
 
 

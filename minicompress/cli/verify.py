@@ -39,6 +39,8 @@ def trace(
     """Write every intermediate tensor, the loss and the gradients of a model on some TOKENS."""
     commands.check_trace_options(loss, dtype, gradients, teacher_context, teacher, temperature)
     commands.check_at_least(0, decode=decode, steps=steps, lr=lr, weight_decay=weight_decay, clip=clip)
+    if clip == 0:
+        raise ValueError("--clip is 0, which leaves no gradient; give a length above 0, or leave it out")
     commands.check_out(out)
     rows, wanted, context = commands.read_trace_rows(tokens, labels, teacher_context)
     asked = {"steps": steps, "lr": lr, "weight_decay": weight_decay, "clip": clip} if steps else None
@@ -66,7 +68,9 @@ def diff(
     """Name the first tensor in which two traces differ, and the likeliest cause. Exit code 0: equal; 1: not."""
     (ours, facts), (theirs, their_facts) = read_trace(reference), read_trace(suspect)
     commands.check_same_question(facts, their_facts)
-    facts = facts or their_facts
+    if their_facts and not facts:
+        ours, theirs, facts = theirs, ours, their_facts
+        aside.print(f"{suspect} says what it is a trace of, {reference} does not: it is taken for the reference")
     if missing := [path for path in (model, prompt, teacher) if path and not path.exists()]:
         raise ValueError(f"there is no {missing[0]}")
     named = {"model": model, "prompt": prompt, "teacher": teacher}

@@ -1,10 +1,13 @@
 """The comparison of two traces, as a person reads it."""
 
+from collections import Counter
+
 from rich.table import Table
 
 AROUND = 2  # lines before the first difference, and behind it
 CAUSES = 3
-NAMED = 0.9  # the share of a difference from which on a cause has always been the right one
+NAMES = 6
+NAMED = 0.9  # the share of a difference from which on a name has proved right
 
 
 def difference_report(found, whole=False):
@@ -12,7 +15,7 @@ def difference_report(found, whole=False):
     if found.equal and not whole:
         worst = max(found.lines, key=lambda line: line.error / max(line.tolerance, 1e-300))
         words = f"equal: {len(found.lines)} tensors within their tolerances; the nearest to its own is {worst.name}, "
-        return [words + f"{worst.error:.1e} of {worst.tolerance:.1e}"]
+        return [words + f"{worst.error:.1e} of {worst.tolerance:.1e}", *besides(found)]
     return [tensor_table(found, whole), *verdict(found)]
 
 
@@ -37,7 +40,7 @@ def around(found):
 def verdict(found):
     """What differs first and where; the likeliest causes; or that nothing does."""
     if found.equal:
-        return [f"equal: {len(found.lines)} tensors within their tolerances"]
+        return [f"equal: {len(found.lines)} tensors within their tolerances", *besides(found)]
     differing = sum(line.differs for line in found.lines)
     lines = [
         f"\n{differing} of {len(found.lines)} tensors differ, {found.first.name} first"
@@ -52,4 +55,13 @@ def verdict(found):
         lines += [f"{cause.score:4.0%} {cause.id}: {kind}{cause.title}{variant}", f"     {cause.mend}"]
     if not found.causes or found.causes[0].score < 0.5:
         lines.append("no mistake of the catalogue explains most of it")
-    return lines
+    return lines + besides(found)
+
+
+def besides(found):
+    """What a reader must know of the comparison itself: layouts that were turned, names that were not known."""
+    read = Counter(line.note for line in found.lines if line.note and not line.differs)
+    lines = [f"read otherwise: {', '.join(f'{how} ({n})' for how, n in read.items())}"] if read else []
+    more = f" and {len(found.unknown) - NAMES} more" if len(found.unknown) > NAMES else ""
+    named = ", ".join(found.unknown[:NAMES]) + more
+    return lines + ([f"not compared, for want of a known name: {named}"] if found.unknown else [])

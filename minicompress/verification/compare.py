@@ -14,7 +14,8 @@ AXES = {
     "key": ("row", "head", "key", "number"),
     "value": ("row", "head", "key", "number"), "first_logits": ("row", "token"), "logits": ("row", "position", "token"),
     "teacher_log_probs": ("row", "position", "token"), "losses": ("row", "position"), "prompt": ("slot", "number"),
-    "decoded": ("row", "step"), "decoded_logits": ("row", "step", "token"), "steps": ("step",),
+    "grad": ("slot", "channel"), "decoded": ("row", "step"), "decoded_logits": ("row", "step", "token"),
+    "steps": ("step",),
 }  # fmt: skip
 
 WEIGHTS = ("grad.model.", "after.model.", "adam.m.model.", "adam.v.model.")
@@ -67,6 +68,7 @@ def compare(reference, suspect, setup=None, progress=None):
     The suspect's names and layouts may be Hugging Face's, nanoGPT's or llm.c's. Without a Setup, causes that
     must be run to be seen are not named. Raises ValueError where the two have no tensor in common.
     """
+    reference = {name: tensor for name, tensor in reference.items() if place(name) is not None and tensor.size}
     aligned = align(suspect, reference)
     if not aligned.tensors:
         known = [name for name in ("logits", "loss", "hidden.0", "grad.prompt") if name in reference]
@@ -119,12 +121,13 @@ def line(name, aligned, reference, tolerances):
 
 
 def error_of(theirs, ours):
-    """‖a - b‖ / ‖b‖ in float64; infinite for what is not finite in one alone."""
+    """‖a - b‖ / ‖b‖ in float64, of what is finite in both; infinite where one is not what the other is."""
     theirs, ours = theirs.astype(np.float64), ours.astype(np.float64)
-    if not np.array_equal(np.isfinite(theirs), np.isfinite(ours)):
+    finite = np.isfinite(ours)
+    if not np.array_equal(np.where(finite, np.isfinite(theirs), theirs), np.where(finite, 1, ours), equal_nan=True):
         return float("inf")
-    difference = np.linalg.norm(np.nan_to_num(theirs) - np.nan_to_num(ours))
-    size = np.linalg.norm(np.nan_to_num(ours))
+    theirs, ours = (np.where(finite, x, 0) for x in (theirs, ours))
+    difference, size = np.linalg.norm(theirs - ours), np.linalg.norm(ours)
     return float(difference / size) if size else float(difference)
 
 
@@ -141,7 +144,7 @@ def whereabouts(name, theirs, ours, tolerance):
     """Which rows, heads and positions of a tensor differ, in words."""
     if theirs is None or ours is None or theirs.shape != ours.shape or not theirs.ndim:
         return ""
-    apart = np.abs(theirs.astype(np.float64) - ours)
+    apart = np.abs(np.nan_to_num(theirs.astype(np.float64)) - np.nan_to_num(ours))
     wrong = ~(apart <= tolerance * max(np.abs(ours).max(), 1e-300))
     if not wrong.any():
         wrong = apart > 0.1 * apart.max()

@@ -46,7 +46,8 @@ WEIGHTS = {
 
 NEAR = 1e-3  # relative: no other layout is looked for
 OF_TOKENS = ("hidden.", "ln_", "query.", "attention.", "attended.", "middle.", "fc.", "gelu.", "logits", "losses",
-             "teacher_log_probs", "grad.hidden.", "grad.ln_f")  # fmt: skip
+             "teacher_log_probs", "grad.hidden.", "grad.ln_f", "key.", "value.")  # fmt: skip
+WEIGHTS_OF = ("grad.model.", "after.", "adam.")
 CLEARLY = 0.5  # another layout is taken where it brings a tensor this much nearer
 
 
@@ -58,13 +59,15 @@ class Aligned(NamedTuple):
 
 def align(suspect, reference):
     """The suspect's tensors as the reference has them -> Aligned."""
-    named = joined(renamed(suspect, reference), reference)
+    origin = {}
+    named = joined(renamed(suspect, reference, origin), reference)
     shape = Shape.of(reference)
     if not padded_left(named, reference, shape):
         shape = shape._replace(lengths=None)
     tensors, notes = {}, {}
     for name, tensor in named.items():
-        if name not in reference and name.removeprefix("again.") not in reference:
+        first = name.removeprefix("again.")
+        if name not in reference and (first not in reference or first not in named):
             continue
         wanted = reference.get(name, reference.get(name.removeprefix("again.")))
         tensors[name], notes[name] = fit(tensor, wanted, shape, name)
@@ -73,7 +76,20 @@ def align(suspect, reference):
         whole = named.get("logits")
         if whole is not None and whole.ndim == 3 and whole.shape[1] == shape.P + shape.T:
             tensors["first_logits"] = whole[:, shape.P - 1, : reference["logits"].shape[-1]]
-    return Aligned(tensors, {n: w for n, w in notes.items() if w}, sorted(set(named) - set(tensors)))
+    one_reading_of_squares(tensors, notes, named)
+    unknown = sorted({origin.get(name, name) for name in set(named) - set(tensors)})
+    return Aligned(tensors, {n: w for n, w in notes.items() if w}, unknown)
+
+
+def one_reading_of_squares(tensors, notes, named):
+    """A square weight may be turned only where the others are: alone, it is a mistake, and not a layout."""
+    weights = [name for name in notes if name.startswith(WEIGHTS_OF) and tensors[name].ndim == 2]
+    turned = {name: notes[name] == "transposed" for name in weights}
+    clear = [is_turned for name, is_turned in turned.items() if len(set(tensors[name].shape)) == 2]
+    if clear and not any(clear):
+        for name, is_turned in turned.items():
+            if is_turned:
+                tensors[name], notes[name] = named[name], ""
 
 
 def without_padding(name, tensor, wanted, reference):
@@ -83,6 +99,8 @@ def without_padding(name, tensor, wanted, reference):
         return tensor
     axis = 2 if tensor.ndim == 4 else 1
     real = stream.any(-1)  # (B, T)
+    if name.startswith(("key.", "value.")):
+        real = np.pad(real, [(0, 0), (tensor.shape[2] - real.shape[1], 0)], constant_values=True)  # the slots in front
     if tensor.shape[:1] + tensor.shape[axis : axis + 1] != real.shape:
         return tensor
     real = real[:, None, :, None] if axis == 2 else real.reshape(*real.shape, *[1] * (tensor.ndim - 2))
@@ -113,8 +131,8 @@ class Shape(NamedTuple):
         return cls(P, T, stream.any(-1).sum(1) if T else None)
 
 
-def renamed(suspect, reference):
-    """Our names; arrays that hold all layers taken apart."""
+def renamed(suspect, reference, origin):
+    """Our names; arrays that hold all layers taken apart. origin receives {our name: theirs}."""
     layers = sum(bool(re.fullmatch(r"hidden\.\d+", name)) for name in reference) - 1
     found = {}
     for name, tensor in suspect.items():
@@ -126,12 +144,15 @@ def renamed(suspect, reference):
         bare = IN_FRONT.sub("", GRADIENT.sub("", bare))
         is_weight = bare in WEIGHTS or bare.endswith((".weight", ".bias")) and bare not in WHOLE
         table = (WEIGHTS if is_weight else STACKED).get(bare)
-        if table and "{}" in table:
+        if table and "{}" in table and tensor.ndim:
             parts = {layer_name(table, layer): part for layer, part in enumerate(tensor)}
         else:
             parts = {(table or bare) if is_weight else one_name(bare, layers): tensor}
         start = ("grad.model." if is_weight else "grad.") if is_gradient else ""
         found |= {start + part: array for part, array in parts.items()}
+        origin |= dict.fromkeys((start + part for part in parts), name)
+    if "encoded" in suspect and "losses" in found and found["losses"].ndim == 2:  # llm.c's loss stands before its token
+        found["losses"] = np.pad(found["losses"][:, :-1], [(0, 0), (1, 0)])
     return found
 
 
@@ -165,7 +186,8 @@ def joined(named, reference):
                 continue
         found[name] = tensor
     for name in [n for n in found if re.search(r"attn\.q(_proj|uery)?\.(weight|bias)$", n)]:
-        names = [re.sub(r"attn\.q", f"attn.{kind}", name) for kind in "qkv"]
+        called = ("query", "key", "value") if "attn.query" in name else "qkv"
+        names = [name.replace(f"attn.{called[0]}", f"attn.{kind}") for kind in called]
         fused = re.sub(r"attn\.q(_proj|uery)?", "attn.c_attn", name)
         if all(n in found for n in names):
             parts = [found.pop(n) for n in names]
@@ -186,25 +208,32 @@ def nearest(one, other, wanted):
 
 def fit(tensor, wanted, shape, name):
     """The tensor in the wanted layout, of all that its shape allows the nearest, and how it was read ("": as it is)."""
-    if tensor.shape == wanted.shape and np.linalg.norm(tensor - wanted) <= NEAR * np.linalg.norm(wanted):
+    if tensor.shape == wanted.shape and distance_of(tensor, wanted) <= NEAR * np.linalg.norm(wanted):
         return tensor, ""
     readings = {how: made for how, made in layouts(tensor, wanted, shape, name) if made.shape == wanted.shape}
     if not readings:
         return tensor, ""
     if "" in readings and len(readings) == 1:
         return readings[""], ""
-    distance = {how: np.linalg.norm(np.nan_to_num(made) - wanted) for how, made in readings.items()}
+    distance = {how: distance_of(made, wanted) for how, made in readings.items()}
     how = min(distance, key=distance.get)
     how = "" if "" in readings and distance[how] >= CLEARLY * distance[""] else how
     return readings[how], how
 
 
+def distance_of(tensor, wanted):
+    """‖a - b‖, of what is finite."""
+    return np.linalg.norm(np.nan_to_num(tensor) - np.nan_to_num(wanted))
+
+
 def layouts(tensor, wanted, shape, name):
     """(how, array) for the readings of a tensor that people use."""
-    flat = name.startswith(("grad.model.", "after.", "adam."))
+    flat = name.startswith(WEIGHTS_OF)
     yield "", tensor
     if tensor.ndim == 2 and wanted.ndim == 2 and flat:
         yield "transposed", tensor.T
+    if name.endswith("wte.weight") and tensor.shape[1:] == wanted.shape[1:] and len(tensor) > len(wanted):
+        yield "without the vocabulary's padding", tensor[: len(wanted)]
     if tensor.ndim == 5 and wanted.ndim == 2 and tensor.shape[3] == len(wanted):
         yield "layer by layer", flat_from_kv(tensor)
     if flat or wanted.ndim < 2 or not shape.T:
@@ -238,9 +267,17 @@ def cut(how, base, wanted, shape):
     if base.shape[:-1] == wanted.shape[:-1] and base.shape[-1] > wanted.shape[-1] and wanted.ndim == 3:
         base, how = base[..., : wanted.shape[-1]], name("without the vocabulary's padding")
         yield how, base
-    of_tokens = base.shape == wanted.shape and wanted.ndim in (2, 3) and wanted.shape[1] == shape.T
-    if of_tokens and shape.lengths is not None:
-        moved = np.zeros_like(base)
-        for row, n in enumerate(shape.lengths[: len(base)]):
-            moved[row, :n] = base[row, shape.T - n :]
-        yield name("moved from left padding"), moved
+    if base.shape == wanted.shape and shape.lengths is not None and len(base) == len(shape.lengths):
+        for along in [a for a in range(1, base.ndim) if wanted.shape[a] in (shape.T, shape.P + shape.T)][-2:]:
+            base = moved_left(base, along, shape)
+        yield name("moved from left padding"), base
+
+
+def moved_left(x, axis, shape):
+    """x with each row's tokens along an axis moved to the left, behind the slots where those stand there too."""
+    out, slots = np.zeros_like(x), x.shape[axis] - shape.T
+    for row, n in enumerate(shape.lengths):
+        one, into = np.moveaxis(x[row], axis - 1, 0), np.moveaxis(out[row], axis - 1, 0)  # views
+        into[:slots] = one[:slots]
+        into[slots : slots + n] = one[slots + shape.T - n :]
+    return out

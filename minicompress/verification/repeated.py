@@ -1,7 +1,7 @@
 """What one pass cannot show: whether it comes out the same again, what a cache makes of it, where steps lead.
 
-    again.*                      a second forward of the same: logits, losses, loss, the prompt; where they
-                                 differ from the first, something is drawn at random
+    again.*                      a second forward of the same: the prompt, hidden.*, logits, losses, loss and what the
+                                 teacher expects; where they differ from the first, something is drawn at random
     decoded, decoded_logits      [B,n] the likeliest continuation, token by token; [B,n,V] what chose it
     steps.loss, steps.norm       [n], before each step: the loss, and the length of the whole gradient
     after.*, adam.m.*, adam.v.*  what is trained, and Adam's two moments, after n steps

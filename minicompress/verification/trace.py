@@ -80,10 +80,11 @@ def make_objective(model, ids, scored, targets, teacher, teacher_context, temper
     -> the objective, and what the teacher expects (N, V) in log-probabilities, or None.
     """
     wte, weight = model[0]["wte"]["weight"], 1 / int(scored.sum())
+    wanted = targets[scored]
+    if wanted.min() < 0 or wanted.max() >= len(wte):
+        span = f"labels span {wanted.min()}..{wanted.max()}; the vocabulary is 0..{len(wte) - 1}"
+        raise ValueError(f"{span}, and -100 is for what is not scored")
     if teacher_context is None:
-        wanted = targets[scored]
-        if wanted.min() < 0 or wanted.max() >= len(wte):
-            raise ValueError(f"labels span {wanted.min()}..{wanted.max()}; the vocabulary is 0..{len(wte) - 1}")
         return likelihood(like(wanted, wte), weight), None
     teacher = teacher or model
     prefix, rows = read_tokens(*teacher, teacher_context), without_slots(ids, scored)

@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -36,9 +37,12 @@ def read_trace(path):
 def read_npz(path):
     try:
         with np.load(path, allow_pickle=False) as file:
-            return dict(file), {}
-    except (ValueError, OSError, zipfile.BadZipFile) as reason:
+            found = dict(file)
+    except (ValueError, OSError, NotImplementedError, zipfile.BadZipFile, zlib.error) as reason:
         raise ValueError(f"{path} cannot be read as .npz: {reason}") from None
+    if not all(isinstance(array, np.ndarray) for array in found.values()):
+        raise ValueError(f"{path} is a zip file, but no .npz; save with numpy.savez, or as safetensors")
+    return found, {}
 
 
 def read_safetensors(path):

@@ -17,7 +17,14 @@ IN_BLOCK_BACKWARD = ("mlp.c_proj", "mlp.c_fc", "ln_2", "attn.c_proj", "attn.c_at
 
 
 def place(name):
-    """A key to sort names by, in the order of the run: forward, loss, backward, then what is repeated."""
+    """A key to sort names by, in the order of the run: forward, loss, backward, what is repeated; None: no name."""
+    try:
+        return place_of(name)
+    except ValueError:  # no number where one should be, or no weight of a GPT-2
+        return None
+
+
+def place_of(name):
     head, _, rest = name.partition(".")
     if name in ("prompt", "prompt.beta"):
         return 0, 0, name

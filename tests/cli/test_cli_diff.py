@@ -1,6 +1,7 @@
 """`trace` and `diff` as a user types them: right, wrong, in other layouts, without the model, and mistaken."""
 
 import json
+import zipfile
 
 import numpy as np
 import pytest
@@ -98,7 +99,7 @@ def test_a_model_that_has_gone_or_changed_is_said(run, traced, new_model, model)
     assert code == 1 and "this one is" in err  # the prompt, made for another model, says it first
     traced_bare = facts | {"prompt": None, "model": str(new_model(5))}
     write_trace("changed.safetensors", tensors, traced_bare)
-    assert "the model is no longer the one that was traced" in run("diff", "changed.safetensors", "theirs.safetensors")[2]
+    assert "the model is not, or no longer, the one that was traced" in run("diff", "changed.safetensors", "theirs.safetensors")[2]
 
 
 def test_a_bare_reference_takes_the_suspects_facts(run, traced):
@@ -107,13 +108,30 @@ def test_a_bare_reference_takes_the_suspects_facts(run, traced):
     assert run("diff", "bare.npz", "ours.safetensors")[0] == 0
 
 
+def test_another_prompt_in_the_file_is_noticed(run, traced, model, rng):
+    _, facts = traced()
+    write_wrong(facts, Way(softmax_sum=False))
+    SoftPrompt(rng.standard_normal((3, 24)).astype(np.float32), provenance={"model": model_hash(model)}).save("prompt")
+    code, _, err = run("diff", "ours.safetensors", "theirs.safetensors")
+    assert code == 1 and "the prompt is not, or no longer, the one that was traced" in err
+
+
+def test_what_was_not_compared_is_said(run, traced):
+    tensors, _ = traced()
+    np.savez("theirs.npz", loss=tensors["loss"], my_hidden=tensors["hidden.0"], **{"h.0.attn.c_attn.weight.grad": tensors["grad.model.h.0.attn.c_attn.weight"].T})
+    code, out, _ = run("diff", "ours.safetensors", "theirs.npz")
+    assert code == 0 and "not compared, for want of a known name: my_hidden" in out and "read otherwise: transposed (1)" in out
+
+
 def test_mistakes_are_one_line(run, here, traced, tmp_path):
     traced()
     (here / "words.txt").write_text("no tensors")
     np.savez("other.npz", mine=np.ones(3))
     np.savez("words.npz", logits=np.array(["a"]))
+    with zipfile.ZipFile("model.pt", "w") as file:
+        file.writestr("model/data.pkl", b"not opened")
     np.savez("objects.npz", logits=np.array([{}], dtype=object))
-    for file, *words in (("words.txt", "words.txt is no trace"), ("other.npz", "share no tensor", "mine"), ("words.npz", "real numbers"),
+    for file, *words in (("words.txt", "words.txt is no trace"), ("model.pt", "is a zip file, but no .npz"), ("other.npz", "share no tensor", "mine"), ("words.npz", "real numbers"),
                          ("objects.npz", "objects.npz"), (tmp_path, "is a folder"), ("nothing", "nothing")):  # fmt: skip
         assert_one_line(run("diff", "ours.safetensors", file), *words)
     assert_one_line(run("diff", "ours.safetensors", "ours.safetensors", "--model", "gone"), "there is no gone")
@@ -121,7 +139,7 @@ def test_mistakes_are_one_line(run, here, traced, tmp_path):
     traced(out="other.safetensors")
     assert_one_line(run("diff", "ours.safetensors", "other.safetensors"), "traces of different tokens")
     for options, *words in ((["--temperature", 2], "--temperature belongs"), (["--decode", -1], "--decode"), (["--decode", 600], "n_positions"),
-                            (["--steps", 1, "--lr", "nan"], "--lr")):  # fmt: skip
+                            (["--steps", 1, "--lr", "nan"], "--lr"), (["--steps", 1, "--clip", 0], "--clip is 0")):  # fmt: skip
         assert_one_line(run("trace", "--tokens", "tokens.json", "--out", "t", *options), *words)
         assert not (here / "t").exists()
 

@@ -135,3 +135,68 @@ def test_what_nobody_knows_is_listed(bare):
 def test_another_shape_is_the_first_difference(bare):
     found = compare(bare, {"hidden.0": bare["hidden.0"], "hidden.1": bare["hidden.1"][:, :, :-1]})
     assert found.first.name == "hidden.1" and "shape [3, 7, 11], not [3, 7, 12]" in found.first.note
+
+
+def test_a_whole_left_padded_trace_is_moved(prompted):
+    """Heads, keys and probabilities too, the slots' own staying in front."""
+    lengths, P, T = (5, 1, 3), 4, 5
+
+    def moved(x, axis, slots):
+        out = np.zeros_like(x)
+        for row, n in enumerate(lengths):
+            from_, into = np.moveaxis(x[row], axis - 1, 0), np.moveaxis(out[row], axis - 1, 0)
+            into[:slots], into[slots + T - n :] = from_[:slots], from_[slots : slots + n]
+        return out
+
+    theirs = {name: moved(prompted[name], 1, 0) for name in ("hidden.0", "ln_1.1", "logits", "losses")}
+    theirs |= {"query.0": moved(prompted["query.0"], 2, 0), "key.1": moved(prompted["key.1"], 2, P)}
+    theirs["attention.0"] = moved(moved(prompted["attention.0"], 2, 0), 3, P)
+    assert compare(prompted, theirs).equal
+
+
+@pytest.mark.parametrize("name", ["hidden.1", "logits", "query.0", "key.0", "attention.1", "gelu.0", "losses"])
+def test_what_stands_in_padding_does_not_count(prompted, name):
+    theirs, rows = {name: prompted[name].copy()}, slice(3, None) if name.startswith(("hidden", "logits", "gelu", "losses")) else None
+    if rows:
+        theirs[name][2, rows] = 7
+    else:
+        theirs[name][2, :, (4 if name.startswith("key") else 0) + 3 :] = 7
+    assert compare(prompted, theirs).equal
+    theirs[name] = theirs[name] + 1e-6
+    assert not compare(prompted, theirs).equal
+
+
+def test_queries_keys_and_values_by_their_whole_names(bare):
+    whole = bare["grad.model.h.0.attn.c_attn.weight"]
+    split = {f"grad.h.0.attn.{kind}.weight": whole[:, n * C : (n + 1) * C] for n, kind in enumerate(("query", "key", "value"))}
+    found = compare(bare, split)
+    assert found.equal and not found.unknown and len(found.lines) == 1
+
+
+def test_a_padded_vocabulary_of_a_gradient_and_losses_one_place_earlier(bare):
+    theirs = {"encoded": bare["hidden.0"], "dwte": np.pad(bare["grad.model.wte.weight"], [(0, 7), (0, 0)])}
+    theirs["losses"] = np.concatenate([bare["losses"][:, 1:], np.zeros((3, 1))], axis=1)
+    assert compare(bare, theirs).equal
+
+
+def test_one_square_weight_turned_is_a_mistake_and_all_of_them_a_layout(bare):
+    square, long = "grad.model.h.1.attn.c_proj.weight", "grad.model.h.1.mlp.c_fc.weight"
+    assert not compare(bare, {square: bare[square].T, long: bare[long]}).equal
+    assert compare(bare, {square: bare[square].T, long: bare[long].T}).equal
+
+
+def test_a_shared_infinity_hides_nothing(bare):
+    reference = bare | {"logits": bare["logits"].copy()}
+    reference["logits"][0, 0, 0] = np.inf
+    theirs = {"logits": reference["logits"].copy()}
+    assert compare(reference, theirs).equal
+    theirs["logits"][0, 1:] = 7
+    assert compare(reference, theirs).first.name == "logits"
+    assert compare(bare, {"logits": np.where(bare["logits"] > 0, np.nan, bare["logits"])}).first.note == "not a number"
+
+
+def test_odd_names_are_passed_over(bare):
+    odd = {"key": bare["loss"], "grad.model.h.0.mlp.up.weight": bare["loss"], "qkvw": bare["loss"], "again.loss": bare["loss"]}
+    assert compare(bare | odd, {"logits": bare["logits"]}).equal
+    found = compare(bare, {"logits": bare["logits"]} | odd)
+    assert found.equal and found.unknown == sorted(odd)

@@ -157,7 +157,7 @@ BUGS = [
         "tokens begin at position 0, as if no slots stood before them",
         "front",
         POSITIONS,
-        "add the number of slots to position_ids; for the adapters library's convention, say --positions unshifted",
+        "add the number of slots to position_ids; the adapters library's convention is --positions unshifted",
         where(lambda s: in_front(s) and s.prompt.start > 0, lambda s, e: {"from 0": begin_at(0)}),
         convention=lambda setup: setup.prompt is not None and setup.prompt.carrier != "embeddings",
     ),
