@@ -66,7 +66,8 @@ def fits(stranger, setup):
     """Whether the stranger could be asked this at all."""
     carrier = carrier_of(setup)
     carrier = f"{carrier} with beta" if carrier == "kv" and setup.prompt.beta is not None else carrier
-    return carrier in stranger.wishes["carriers"]
+    encoder = setup.prompt is not None and "embedding" in (setup.prompt.raw or {})
+    return carrier in stranger.wishes["carriers"] and (encoder or "raw" not in stranger.wishes)
 
 
 def alike(a, b):
