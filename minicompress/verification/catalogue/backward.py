@@ -46,6 +46,8 @@ def in_blocks(d, kept):
 
 def frozen_encoder(evidence):
     """Whether raw arrays of an encoder that should have a gradient have none, or stay where they were after steps."""
+    if evidence.first_stage not in ("backward", "steps"):
+        return 0.0
     raw = evidence.setup and evidence.setup.prompt and evidence.setup.prompt.raw
     for name, start in (flatten(raw, "after.raw") if raw else {}).items():
         theirs = evidence.suspect.get(name)
