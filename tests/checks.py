@@ -26,7 +26,7 @@ from helpers import (
 )
 from minicompress.gpt2 import Config, embed, forward, logits
 from minicompress.gpt2.model import positions
-from minicompress.layers import activations, attention, embedding, gelu, layernorm, linear, losses, lstm
+from minicompress.layers import activations, attention, divergences, embedding, gelu, layernorm, linear, losses, lstm
 from minicompress.trees import unflatten
 from minicompress.verification.oracles import complex_step, relative_error
 
@@ -148,6 +148,19 @@ def kl_case(rng, B, T, P, H, D, temperature=1.0):
     return {"logits": normal(rng, B * T, D)}, lambda i: run(i)[0], gradients
 
 
+def divergence_case(rng, B, T, P, H, D, name="reverse_kl", **options):
+    teacher = log_normalised(rng, B * T, H * D)
+    options |= {"k": min(P, H * D)} if "top_k" in name else {}
+
+    def run(i):
+        return getattr(divergences, name)(i["logits"], teacher, **options)
+
+    def gradients(i, dout):
+        return {"logits": getattr(divergences, f"{name}_backward")(dout, run(i)[1])}
+
+    return {"logits": normal(rng, B * T, H * D)}, lambda i: run(i)[0], gradients
+
+
 def normal(rng, *shape):
     return rng.standard_normal(shape)
 
@@ -166,6 +179,13 @@ def variant(case, **options):
     return lambda *args: case(*args, **options)
 
 
+DIVERGENCES = {
+    "reverse kl": "reverse_kl",
+    "js": "jensen_shannon",
+    "top-k kl": "top_k_kl",
+    "top-k renormalised kl": "top_k_renormalised_kl",
+    "top-k tail kl": "top_k_tail_kl",
+}
 LAYERS = {
     "linear": linear_case,
     "linear without bias": linear_without_bias_case,
@@ -190,6 +210,9 @@ LAYERS = {
     "kl": kl_case,
     "kl at T = 0.5": variant(kl_case, temperature=0.5),
     "kl at T = 2": variant(kl_case, temperature=2.0),
+    **{kind: variant(divergence_case, name=name) for kind, name in DIVERGENCES.items()},
+    **{f"{kind} at T = 2": variant(divergence_case, name=name, temperature=2.0) for kind, name in DIVERGENCES.items()},
+    "js at beta = 0.2": variant(divergence_case, name="jensen_shannon", beta=0.2),
 }
 
 
@@ -306,6 +329,46 @@ def textbook_kl(logits, teacher_logp, temperature):
     return temperature**2 * (p * np.log(p / q)).sum(-1)
 
 
+def textbook_js(p, q, beta=0.5):
+    m = beta * p + (1 - beta) * q
+    return beta * (p * np.log(p / m)).sum(-1) + (1 - beta) * (q * np.log(q / m)).sum(-1)
+
+
+def textbook_top_k(p, q, k, form="top-k kl"):
+    """One row after another, the tokens sorted."""
+    found = []
+    for row in zip(p, q, strict=True):
+        pairs = sorted(zip(*row, strict=True), reverse=True)
+        top, tail = pairs[:k], pairs[k:]
+        if form == "top-k renormalised kl":
+            P, Q = map(math.fsum, zip(*top, strict=True))
+            top = [(a / P, b / Q) for a, b in top]
+        if form == "top-k tail kl" and tail:
+            top.append(tuple(map(math.fsum, zip(*tail, strict=True))))
+        found.append(math.fsum(a * math.log(a / b) for a, b in top))
+    return np.array(found)
+
+
+def textbook_divergence(kind, logits, teacher_logp, temperature=1.0, **options):
+    """T² times a divergence of probabilities."""
+    q, p = np.exp(logits / temperature), np.exp(teacher_logp)
+    q /= q.sum(-1, keepdims=True)
+    if kind.startswith("top-k"):
+        return temperature**2 * textbook_top_k(p, q, form=kind, **options)
+    return temperature**2 * (textbook_js(p, q, **options) if kind == "js" else (q * np.log(q / p)).sum(-1))
+
+
+def divergence_error(name):
+    """One of DIVERGENCES, maybe `at` an option, against the textbook's: 4 tokens of 9 where it reads the likeliest."""
+    rng = np.random.default_rng(0)
+    kind, _, option = name.partition(" at ")
+    options = {"T = 2": {"temperature": 2.0}, "beta = 0.2": {"beta": 0.2}, "": {}}[option]
+    options |= {"k": 4} if kind.startswith("top-k") else {}
+    x, teacher = normal(rng, 8, 9), log_normalised(rng, 8, 9)
+    out, _ = getattr(divergences, DIVERGENCES[kind])(x, teacher, **options)
+    return relative_error(out, textbook_divergence(kind, x, teacher, **options))
+
+
 def definition_error(name):
     """A layer's output, or a loss, against the textbook's."""
     rng = np.random.default_rng(0)
@@ -314,6 +377,8 @@ def definition_error(name):
         teacher, temperature = log_normalised(rng, 8, 5), {"kl": 1.0, "kl at T = 2": 2.0}[name]
         x = normal(rng, 8, 5)
         return relative_error(losses.kl_divergence(x, teacher, temperature)[0], textbook_kl(x, teacher, temperature))
+    if name.split(" at ")[0] in DIVERGENCES:
+        return divergence_error(name)
     if name == "cross-entropy":
         x, targets = normal(rng, 8, 5), rng.integers(5, size=8)
         return relative_error(losses.cross_entropy(x, targets)[0], textbook_cross_entropy(x, targets))
@@ -324,7 +389,8 @@ TEXTBOOK = {"layernorm": textbook_layernorm, "gelu": textbook_gelu, "relu": lamb
             "tanh": lambda x: 1 - 2 / (np.exp(2 * x) + 1), "lstm": textbook_lstm,
             "lstm, reverse": partial(textbook_lstm, reverse=True)}  # fmt: skip
 DEFINED = [*TEXTBOOK, "attention", "attention, shared past", "attention, past per row",
-           "attention, shared past, masses", "attention, past per row, masses", "cross-entropy", "kl", "kl at T = 2"]  # fmt: skip
+           "attention, shared past, masses", "attention, past per row, masses", "cross-entropy", "kl", "kl at T = 2",
+           *(name for name in LAYERS if name.split(" at ")[0] in DIVERGENCES)]  # fmt: skip
 
 
 # PyTorch's numbers, kept in a file.

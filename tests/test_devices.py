@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 import strict_device
-from checks import LAYERS
+from checks import DIVERGENCES, LAYERS
 from helpers import TINY, prompt_step, random_ids, random_params, teacher_objective, token_objective, zeros_like
 from minicompress.arrays import to_host
 from minicompress.gpt2 import backward, embed, forward, logits
-from minicompress.layers import activations, attention, gelu, layernorm, linear, losses, lstm
+from minicompress.layers import activations, attention, divergences, gelu, layernorm, linear, losses, lstm
 from minicompress.training.adamw import adamw_init, adamw_step
 from minicompress.trees import flatten, tree_map
 from minicompress.verification.oracles import relative_error
@@ -126,6 +126,19 @@ def test_losses(xp, rng):
     both(xp, run, x, dout, targets)
 
 
+@pytest.mark.parametrize("name", DIVERGENCES.values())
+@pytest.mark.parametrize("k", [1, 3, 6, 7, 9])
+def test_divergences(xp, name, k, rng):
+    x, t, dout = rng.standard_normal((6, 7)), rng.standard_normal((6, 7)), rng.standard_normal(6)
+
+    def run(xp, x, t, dout):
+        options = {"k": k} if "top_k" in name else {}
+        out, cache = getattr(divergences, name)(x, losses.log_softmax(t), temperature=2.0, **options)
+        return {"out": out, "dx": getattr(divergences, f"{name}_backward")(dout, cache)}
+
+    both(xp, run, x, t, dout)
+
+
 @pytest.mark.parametrize("objective", [token_objective, teacher_objective])
 def test_a_prompt_through_the_whole_model(xp, objective, rng):
     params, slots, ids = random_params(TINY, rng), rng.standard_normal((4, 12)), random_ids(TINY, rng, 3, 5)
@@ -183,7 +196,7 @@ def test_every_layer_has_been_here():
     """A new layer in checks.LAYERS should come to this file too."""
     kinds = {name.split(",")[0].split(" at ")[0].split(" without")[0] for name in LAYERS}
     assert kinds == {"linear", "layernorm", "gelu", "relu", "tanh", "lstm", "embedding", "attention", "softmax",
-                     "cross-entropy", "kl"}  # fmt: skip
+                     "cross-entropy", "kl", *DIVERGENCES}  # fmt: skip
 
 
 def both(xp, run, *inputs, except_for=()):

@@ -14,7 +14,7 @@ import pytest
 
 from checks import CHECKS
 from minicompress.gpt2 import block, head, model
-from minicompress.layers import activations, attention, embedding, gelu, layernorm, linear, losses, lstm
+from minicompress.layers import activations, attention, divergences, embedding, gelu, layernorm, linear, losses, lstm
 
 
 @dataclass(frozen=True)
@@ -150,6 +150,55 @@ BUGS = [
         "dlogits -= p", "dlogits = p - dlogits"),
     Bug("the student's temperature forgotten", "definition of kl at T = 2", losses.kl_divergence,
         "logits / T if T != 1 else logits", "logits"),
+    # divergences
+    Bug("reverse KL's mean left in", "gradient of reverse kl", divergences.reverse_kl_backward,
+        "a - kl[:, None]", "a"),
+    Bug("reverse KL's gradient over the teacher", "gradient of reverse kl", divergences.reverse_kl,
+        "(q, a, kl, T)", "(array_module(q).exp(teacher_logp), a, kl, T)"),
+    Bug("reverse KL's mean times T²", "gradient of reverse kl at T = 2", divergences.reverse_kl,
+        "(q, a, kl, T)", "(q, a, T * T * kl, T)"),
+    Bug("reverse KL's factor T² forgotten", "definition of reverse kl at T = 2", divergences.reverse_kl,
+        "T * T * kl,", "kl,"),
+    Bug("teacher and student confused in the mixture", "definition of js at beta = 0.2", divergences.over_mixture,
+        "(1 - beta) * below, beta * below", "beta * below, (1 - beta) * below"),
+    Bug("both over the larger", "definition of js", divergences.over_mixture,
+        "larger, larger + d), ", "larger, larger), "),
+    Bug("the mixture's slope forgotten", "gradient of js", divergences.jensen_shannon_backward,
+        "b - (q * b).sum(-1, keepdims=True)", "b"),
+    Bug("β where 1-β belongs", "gradient of js at beta = 0.2", divergences.jensen_shannon_backward,
+        "(1 - beta)", "beta"),
+    Bug("the two terms not weighted", "definition of js", divergences.jensen_shannon,
+        "beta * p * a + (1 - beta) * q * b", "p * a + q * b"),
+    Bug("the least likely tokens", "definition of top-k kl", divergences.top_of,
+        "argpartition(-teacher_logp", "argpartition(teacher_logp"),
+    Bug("one token too few", "definition of top-k tail kl", divergences.top_of,
+        "[:, :k]", "[:, : k - 1]"),
+    Bug("renormalised where it should not be", "definition of top-k kl", divergences.top_k_kl,
+        "p = xp.exp(logp)", "p = xp.exp(logp) / xp.exp(logp).sum(-1, keepdims=True)"),
+    Bug("the mass of the top taken for one", "gradient of top-k kl", divergences.top_k_kl_backward,
+        "dlogits *= p.sum(-1, keepdims=True)", "pass"),
+    Bug("the tail gets no gradient", "gradient of top-k kl", divergences.top_k_kl_backward,
+        "dlogits[top] -= p", "dtop = dlogits[top] - p; dlogits *= 0; dlogits[top] = dtop"),
+    Bug("the student alone renormalised", "definition of top-k renormalised kl", divergences.top_k_renormalised_kl,
+        "log_softmax(teacher_logp[top])", "teacher_logp[top]"),
+    Bug("the teacher's temperature twice", "definition of top-k renormalised kl at T = 2",
+        divergences.top_k_renormalised_kl, "log_softmax(teacher_logp[top])", "log_softmax(teacher_logp[top] / temperature)"),
+    Bug("the top's gradient in another order", "gradient of top-k renormalised kl",
+        divergences.top_k_renormalised_kl_backward, "dlogits[top] = dtop", "dlogits[top] = dtop[:, ::-1]"),
+    Bug("the bucket's gradient to each in full", "gradient of top-k tail kl", divergences.tail_bucket,
+        "(rest / total, top)", "(0 * rest + 1, top)"),
+    Bug("the bucket's gradient shared out evenly", "gradient of top-k tail kl", divergences.tail_bucket,
+        "(rest / total, top)", "((0 * rest + 1) / (rest.shape[1] - top[1].shape[1]), top)"),
+    Bug("the top in the bucket as well", "definition of top-k tail kl", divergences.tail_bucket,
+        "rest[top] = -math.inf", "pass"),
+    Bug("the bucket's largest left out of its logarithm", "definition of top-k tail kl", divergences.tail_bucket,
+        "most + xp.log(total)", "xp.log(total)"),
+    Bug("the bucket dropped", "gradient of top-k tail kl", divergences.tail_bucket_backward,
+        "share * dout[:, -1:]", "0 * share"),
+    Bug("the bucket's T² forgotten", "definition of top-k tail kl at T = 2", divergences.top_k_tail_kl,
+        "T * T * out", "out"),
+    Bug("the bucket's gradient times T²", "gradient of top-k tail kl at T = 2", divergences.top_k_tail_kl_backward,
+        "dlogits *= T", "dlogits *= T * T"),
 ]  # fmt: skip
 
 
