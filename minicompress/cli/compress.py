@@ -8,6 +8,7 @@ from rich.console import Console
 
 from minicompress import commands
 from minicompress.cli.common import Device, Json, ModelDir, app, aside, bar, show, take_up
+from minicompress.compression.objectives import DIVERGENCES, LOSSES, TOP_K
 from minicompress.compression.run import QUERY_TOKENS, Recipe, Run, check_positions
 from minicompress.evaluation.baselines import evaluate, trained_prefixes
 from minicompress.prompts.carriers import DOORS, POSITIONS
@@ -40,8 +41,13 @@ def compress(
     init: Annotated[
         str, typer.Option(help="text (the context's tokens), first, vocab, vocab:N, noise, uniform, zero, or any words")
     ] = "text",
-    loss: Annotated[str, typer.Option(help="kl (teacher's distributions) or likelihood (teacher's answers)")] = "kl",
-    temperature: Annotated[float, typer.Option(help="of teacher and student in the KL")] = 1.0,
+    loss: Annotated[
+        str, typer.Option(help=f"from the teacher's distributions: {', '.join(DIVERGENCES)}; its answers: likelihood")
+    ] = "kl",
+    top_k: Annotated[
+        int | None, typer.Option(help=f"of {', '.join(TOP_K)}: how many of the teacher's tokens; default: 20")
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="of teacher and student, for all losses but likelihood")] = 1.0,
     steps: Annotated[int, typer.Option(help="of Adam")] = 200,
     lr: Annotated[float, typer.Option(help="Adam's learning rate")] = 0.03,
     rows: Annotated[int, typer.Option(help="queries a step")] = 32,
@@ -57,10 +63,10 @@ def compress(
     commands.check_choice("--carrier", carrier, *DOORS)
     commands.check_choice("--positions", positions, *POSITIONS)
     commands.check_choice("--producer", producer, "gradient")
-    commands.check_choice("--loss", loss, "kl", "likelihood")
+    commands.check_choice("--loss", loss, *LOSSES)
     commands.check_choice("--baselines", baselines, "cheap", "all")
     commands.check_at_least(0, steps=steps, seed=seed)
-    commands.check_at_least(1, slots=slots, rows=rows, threads=threads)
+    commands.check_at_least(1, slots=slots, rows=rows, threads=threads, top_k=top_k)
     commands.check_at_least(2, self_study=self_study)
     commands.check_at_least(1e-6, temperature=temperature, lr=lr)
     commands.check_out(out)
@@ -71,11 +77,14 @@ def compress(
         raise ValueError(f"--beta is the mass of a key, which --carrier kv has and {carrier} has not")
     if loss == "likelihood" and temperature != 1:
         raise ValueError("--temperature softens distributions; --loss likelihood has none to soften")
+    if top_k and loss not in TOP_K:
+        raise ValueError(f"--top-k belongs to --loss {' or '.join(TOP_K)}; {loss} reads no such choice of tokens")
     text = commands.read_text(context)
     other_text = commands.read_text(other or OTHER_CONTEXT) if baselines == "all" else None
     student = commands.open_model(model, device)
     reader = commands.open_model(teacher, device) if teacher else student
-    recipe = Recipe(slots, loss, temperature, steps, lr, rows, seed, init, self_study, carrier, positions, beta)
+    top = (top_k or 20) if loss in TOP_K else None  # 20 as in Cartridges
+    recipe = Recipe(slots, loss, temperature, steps, lr, rows, seed, init, self_study, carrier, positions, beta, top)
     checkpoint = out.with_name(out.name + ".checkpoint")
     with Shards(threads) as shards:
         with aside.status("the teacher reads the context and writes questions" if not queries else "the teacher reads"):

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from minicompress.arrays import like
-from minicompress.compression.objectives import kl, likelihood
+from minicompress.compression.objectives import divergence, likelihood
 from minicompress.compression.queries import pad
 from minicompress.gpt2.prefix import EMBEDDINGS
 from minicompress.prompts.gradient import slots_gradient
@@ -14,7 +14,7 @@ from minicompress.training.schedules import warmup_cosine
 
 
 def train_slots(model, slots, state, queries, teacher, steps, *, shards, loss="kl", temperature=1.0,
-                lr=0.03, rows=32, seed=0, on_step=None, door=EMBEDDINGS):  # fmt: skip
+                lr=0.03, rows=32, seed=0, on_step=None, door=EMBEDDINGS, top_k=None):  # fmt: skip
     """Adam on the slots for `steps` steps, in place, from state["step"] on.
 
     Each step takes `rows` queries, drawn from (seed, step) alone: a resumed run sees the same
@@ -29,7 +29,7 @@ def train_slots(model, slots, state, queries, teacher, steps, *, shards, loss="k
         def objective(part, weight):
             if loss == "likelihood":  # the rows' answers are the teacher's own
                 return likelihood(like(ids[part][scored[part]], model[0]["wte"]["weight"]), weight)  # noqa: B023
-            return kl(teacher.logp(numbers[part]), weight, temperature)  # noqa: B023
+            return divergence(loss, teacher.logp(numbers[part]), weight, temperature, top_k)  # noqa: B023
 
         mean, dslots = slots_gradient(model, slots, ids, scored, objective, shards, door)
         norm = clip_by_global_norm(dslots, math.inf)  # nothing is clipped, and what is not finite is refused

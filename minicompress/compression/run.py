@@ -10,6 +10,7 @@ import numpy as np
 
 from minicompress.arrays import array_module, like, to_host
 from minicompress.compression.gradient import train_slots
+from minicompress.compression.objectives import check_loss
 from minicompress.compression.queries import ROWS, START, file_queries, hold_out, self_study
 from minicompress.compression.teacher import Teacher
 from minicompress.gpt2 import Config
@@ -73,6 +74,7 @@ class Recipe:
     carrier: str = "embeddings"
     positions: str = "compact"
     beta: bool = False
+    top_k: int | None = None  # of the losses that read the teacher's likeliest tokens alone
 
 
 def gather_queries(teacher, context_prefix, recipe, shards, queries_file=None):
@@ -110,6 +112,7 @@ class Run:
         self.model, self.teacher, self.text, self.recipe, self.shards = model, teacher, text, recipe, shards
         if model.tokenizer.get_vocab() != teacher.tokenizer.get_vocab():
             raise ValueError("teacher and student have different vocabularies; distillation needs the same tokens")
+        check_loss(recipe.loss, recipe.top_k, model.pair[1].vocab_size)
         self.ids = model.tokenizer.encode(text).ids
         for reader in (teacher, model):
             check_positions(reader.pair[1], context_tokens=len(self.ids), tokens_of_a_query=QUERY_TOKENS)
@@ -142,8 +145,9 @@ class Run:
         check_positions(self.model.pair[1], slots=self.recipe.slots, **query)
 
     def facts(self):
-        """What this run is, as far as its numbers depend on it."""
-        return self.hashes | {"recipe": asdict(self.recipe), "shards": self.shards.n}
+        """What this run is, as far as its numbers depend on it; an option that says nothing is left out."""
+        said = {name: value for name, value in asdict(self.recipe).items() if value is not None}
+        return self.hashes | {"recipe": said, "shards": self.shards.n}
 
     def train_slots(self, checkpoint=None, progress=None, every=50):
         """Trains to the last step; the checkpoint is kept up to date, also when interrupted."""
@@ -161,7 +165,8 @@ class Run:
         try:
             train_slots(self.model.pair, self.slots, self.state, self.train, self.expects, recipe.steps,
                         shards=self.shards, loss=recipe.loss, temperature=recipe.temperature, lr=recipe.lr,
-                        rows=recipe.rows, seed=recipe.seed, on_step=on_step, door=self.door)  # fmt: skip
+                        rows=recipe.rows, seed=recipe.seed, on_step=on_step, door=self.door,
+                        top_k=recipe.top_k)  # fmt: skip
         except KeyboardInterrupt:
             if checkpoint:
                 self.save(checkpoint)

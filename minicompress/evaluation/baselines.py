@@ -35,7 +35,7 @@ def trained_prefixes(run, other_text, progress=None):
     wrong = Run(run.model, run.teacher, other_text, run.recipe, *run.files, shards=run.shards)
     wrong.train_slots(progress=progress)
     drawn = replace(run.recipe, init="vocab", seed=run.recipe.seed + 3)
-    task = run.with_start(initial_slots(run.model, run.ids, drawn), loss="likelihood")
+    task = run.with_start(initial_slots(run.model, run.ids, drawn), loss="likelihood", top_k=None)
     task.train_slots(progress=progress)
     return {name: r.as_prompt(r.slots).prefix(*run.model.pair) for name, r in (("other", wrong), ("queries", task))}
 

@@ -31,6 +31,16 @@ def test_compress_gives_the_promised_keys_and_nothing_else_on_standard_output(ru
     assert sorted(p.name for p in here.iterdir()) == ["context.txt", "p.safetensors", "queries.jsonl", "tokens.json"]
 
 
+@pytest.mark.parametrize("options, top_k", [
+    ([], None), (["--loss", "reverse-kl"], None), (["--loss", "js", "--temperature", 2], None),
+    (["--loss", "top-k"], 20), (["--loss", "top-k-renormalised", "--top-k", 7], 7), (["--loss", "top-k-tail", "--top-k", 2048], 2048),
+])  # fmt: skip
+def test_losses_of_compress_are_in_the_prompt_s_provenance(options, top_k, run, here, quick):
+    assert run("compress", "context.txt", *quick, "--out", "p.safetensors", *options)[0] == 0
+    recipe = SoftPrompt.load(here / "p.safetensors").provenance["recipe"]
+    assert recipe["loss"] == (options or ["", "kl"])[1] and recipe.get("top_k") == top_k
+
+
 def test_weights_are_hashed_only_for_a_prompt_and_once(run, here, model, prompt, monkeypatch):
     """For the hash all files are read again."""
     calls, real = [], weights_loader.model_hash

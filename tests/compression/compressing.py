@@ -2,8 +2,9 @@
 
 import numpy as np
 
+from checks import textbook_divergence
 from helpers import TINY, directional_error, random_params
-from minicompress.compression.objectives import kl, likelihood
+from minicompress.compression.objectives import TOP_K, divergence, likelihood
 from minicompress.compression.queries import Query, pad
 from minicompress.compression.teacher import Teacher
 from minicompress.evaluation.metrics import Scores, gap_closed, score
@@ -14,6 +15,9 @@ from minicompress.layers.losses import log_softmax
 from minicompress.prompts.gradient import slots_gradient
 from minicompress.training.shards import Shards
 from minicompress.verification.oracles import complex_step, relative_error
+
+TOP = 4  # of 17 tokens
+OTHERS = ("reverse-kl", "js", "top-k", "top-k-renormalised", "top-k-tail")  # than kl and likelihood
 
 
 class Problem:
@@ -37,7 +41,8 @@ class Problem:
         if loss == "likelihood":
             return lambda part, weight: likelihood(self.ids[part][self.scored[part]], weight)
         teacher, numbers = self.teacher(shards, temperature), np.arange(len(self.queries))
-        return lambda part, weight: kl(teacher.logp(numbers[part]), weight, temperature)
+        k = TOP if loss in TOP_K else None
+        return lambda part, weight: divergence(loss, teacher.logp(numbers[part]), weight, temperature, k)
 
     def gradient(self, loss="kl", temperature=1.0, shards=1):
         with Shards(shards) as threads:
@@ -71,14 +76,20 @@ def loss_error(loss="kl", shards=2):
     return relative_error(problem.gradient(loss, 1.0, shards)[0], problem.losses(loss)(problem.slots).sum())
 
 
-def definition_error(temperature=2.0):
-    """T² KL(teacher ‖ student), both at that temperature, averaged over the scored places."""
+def definition_error(loss="kl", temperature=2.0):
+    """T² times a divergence of teacher and student, both at that temperature, averaged over the scored places."""
     problem = Problem()
     with Shards(1) as shards:
         theirs, x = problem.teacher(shards, temperature).logp(range(5)), problem.states(problem.slots)
-    ours = log_softmax(logits(problem.model[0], x) / temperature)
-    truth = temperature**2 * (np.exp(theirs) * (theirs - ours)).sum(-1).mean()
-    return relative_error(problem.gradient("kl", temperature)[0], truth)
+    z = logits(problem.model[0], x)
+    if loss == "kl":
+        ours = log_softmax(z / temperature)
+        truth = temperature**2 * (np.exp(theirs) * (theirs - ours)).sum(-1)
+    else:
+        kind, k = loss.replace("-", " ").replace("top k", "top-k"), {"k": TOP} if loss in TOP_K else {}
+        kind = kind if kind in ("js", "reverse kl") else f"{kind} kl"
+        truth = textbook_divergence(kind, z, theirs, temperature, **k)
+    return relative_error(problem.gradient(loss, temperature)[0], truth.mean())
 
 
 def predictors_error():
@@ -137,7 +148,9 @@ CHECKS = {
     "gradient, likelihood": lambda: gradient_error("likelihood"),
     "loss, kl": loss_error,
     "loss, likelihood": lambda: loss_error("likelihood"),
+    **{f"gradient, {loss}": lambda loss=loss: gradient_error(loss, 2.0) for loss in OTHERS},
     "definition of kl at T = 2": definition_error,
+    **{f"definition of {loss} at T = 2": lambda loss=loss: definition_error(loss) for loss in OTHERS},
     "predictors": predictors_error,
     "teacher": teacher_error,
     "lossless": lossless_error,

@@ -6,8 +6,10 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
+from minicompress.compression.objectives import TOP_K
 from minicompress.compression.run import Recipe, Run, check_positions, initial_slots
 from minicompress.evaluation.baselines import evaluate
+from minicompress.training.checkpoints import load_tree
 from minicompress.trees import flatten
 
 
@@ -33,7 +35,7 @@ def test_the_same_recipe_gives_the_same_bits(new_run):
     assert facts(first) == facts(second) != facts(other)
 
 
-@pytest.mark.parametrize("loss, temperature", [("kl", 1.0), ("kl", 2.0), ("likelihood", 1.0)])
+@pytest.mark.parametrize("loss, temperature", [("kl", 1.0), ("kl", 2.0), ("likelihood", 1.0), ("js", 2.0)])
 @pytest.mark.parametrize("last", [1, 2, 3, 4, 5, 6])
 def test_a_run_stopped_anywhere_and_resumed_equals_one_that_was_not(last, loss, temperature, new_run, tmp_path):
     whole, broken = new_run(loss=loss, temperature=temperature), new_run(loss=loss, temperature=temperature)
@@ -129,8 +131,55 @@ def test_a_file_that_is_no_checkpoint_is_refused(content, new_run, tmp_path):
         new_run().resume(tmp_path / "c")
 
 
+LOSSES = [{"loss": loss} for loss in ("reverse-kl", "js")] + [{"loss": loss, "top_k": 5} for loss in TOP_K]
+each_loss = pytest.mark.parametrize("options", LOSSES, ids=lambda options: options["loss"])
+
+
+@each_loss
+def test_every_loss_trains_and_is_resumed(options, new_run, tmp_path):
+    seen, whole, broken, plain = [], new_run(**options, steps=30), new_run(**options), new_run()
+    whole.train_slots(progress=lambda step, steps, loss: seen.append(loss))
+    assert np.mean(seen[-5:]) < np.mean(seen[:5]) and np.isfinite(whole.slots).all()
+    whole = new_run(**options)
+    whole.train_slots()
+    stopped_at(broken, 3, tmp_path / "c")
+    resumed = new_run(**options)
+    resumed.resume(tmp_path / "c")
+    resumed.train_slots()
+    plain.train_slots()
+    assert facts(resumed) == facts(whole) != facts(plain)
+
+
+@pytest.mark.parametrize("options, words", [
+    ({"loss": "mse"}, "'mse'; it can be kl or"),
+    ({"loss": "top-k"}, "top_k is None and the loss top-k"),
+    ({"loss": "kl", "top_k": 5}, "the others have none"),
+    ({"loss": "top-k-tail", "top_k": 0}, "from 1 to 2,048"),
+    ({"loss": "top-k-tail", "top_k": 2049}, "top_k is 2,049; it must be from 1 to 2,048"),
+], ids=str)  # fmt: skip
+def test_a_loss_that_cannot_be_is_refused(options, words, new_run):
+    with pytest.raises(ValueError, match=words):
+        new_run(**options)
+
+
+def test_the_checkpoint_of_a_recipe_without_a_top_k_is_resumed(new_run, tmp_path):
+    """As one is that was written before there was a choice; with a top_k it is another recipe."""
+    whole, broken = new_run(), new_run()
+    stopped_at(broken, 2, tmp_path / "c")
+    _, told = load_tree(tmp_path / "c")
+    assert "top_k" not in told["recipe"]
+    resumed = new_run()
+    resumed.resume(tmp_path / "c")
+    for run in (whole, resumed):
+        run.train_slots()
+    assert facts(resumed) == facts(whole)
+    stopped_at(new_run(loss="top-k", top_k=5), 2, tmp_path / "c")
+    with pytest.raises(ValueError, match="another recipe"):
+        new_run(loss="top-k", top_k=6).resume(tmp_path / "c")
+
+
 def test_the_prompt_remembers_how_it_was_made(new_run):
-    run = new_run()
+    run = new_run(loss="top-k-tail", top_k=5)
     run.train_slots()
     provenance = json.loads(json.dumps(run.prompt().provenance))
     assert provenance["model"] == "0" * 16 and provenance["recipe"] == asdict(run.recipe)

@@ -19,6 +19,7 @@ def rows(run):
 
 @pytest.mark.parametrize("options", [
     {"init": "text"}, {"init": "vocab", "loss": "likelihood"}, {"init": "noise", "temperature": 2.0},
+    {"init": "zero", "loss": "js"}, {"init": "first", "loss": "top-k-tail", "top_k": 5},
 ], ids=lambda options: options["init"])  # fmt: skip
 def test_a_run(xp, options, small_model, shards, tmp_path):
     recipe = Recipe(slots=3, steps=3, rows=4, self_study=8, **options)

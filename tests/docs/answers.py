@@ -41,18 +41,17 @@ def numbers_kept(B, T, P, C, H, frozen=True):
     return B * T * (layernorms + qkv + probabilities + gelu + inputs)
 
 
-def reverse_kl(logits, teacher_logp):
-    """KL(softmax(logits) ‖ teacher). logits, teacher_logp (N, V) -> (N,)."""
-    logq = log_softmax(logits)
-    q = np.exp(logq)
-    kl = (q * (logq - teacher_logp)).sum(-1)
-    return kl, (q, logq - teacher_logp, kl)
+def grouped_kl(logits, teacher_logp, groups):
+    """KL of the groups' masses. logits, teacher_logp (N, V), groups (V,): the number of each token's group -> (N,)."""
+    q, member = np.exp(log_softmax(logits)), np.eye(groups.max() + 1)[groups]  # (V, G)
+    P, Q = np.exp(teacher_logp) @ member, q @ member  # (N, G)
+    return (P * np.log(P / Q)).sum(-1), (q, (P / Q)[:, groups])
 
 
-def reverse_kl_backward(dout, cache):
+def grouped_kl_backward(dout, cache):
     """dout (N,) -> dlogits (N, V)."""
-    q, a, kl = cache
-    return q * (a - kl[:, None]) * dout[:, None]
+    q, ratio = cache
+    return q * (1 - ratio) * dout[:, None]
 
 
 def gap_and_mean_of_ratios(kl_none, kl_slots):

@@ -13,6 +13,7 @@ from minicompress.gpt2.block import block
 from minicompress.gpt2.init import shapes
 from minicompress.gpt2.prefix import read_slots
 from minicompress.layers.attention import attention
+from minicompress.layers.divergences import reverse_kl, reverse_kl_backward
 from minicompress.layers.losses import kl_divergence, kl_divergence_backward, log_softmax
 from minicompress.prompts.carriers import DOORS, lift
 from minicompress.prompts.parameterisations import low_rank
@@ -101,12 +102,22 @@ def test_04_quoted_numbers():
     assert (answers.numbers_kept(*sizes), answers.numbers_kept(*sizes, frozen=False)) == (8690, 14066)
 
 
-def test_05_reverse_kl(rng):
+def test_05_groups_of_tokens(rng):
     z, teacher, dout = rng.standard_normal((4, 9)), log_normalised(rng, 4, 9), rng.standard_normal(4)
-    f = lambda z: answers.reverse_kl(z, teacher)
-    assert against_complex_step(f, answers.reverse_kl_backward, z, dout, rng) < 1e-13
-    sure = 1e4 * np.eye(9)[:4]
-    assert not answers.reverse_kl_backward(dout, f(sure)[1]).any()
+    groups = np.array([0, 1, 2, 0, 1, 3, 3, 3, 2])
+    f = lambda z, groups=groups: answers.grouped_kl(z, teacher, groups)
+    assert against_complex_step(f, answers.grouped_kl_backward, z, dout, rng) < 1e-13
+    full, cache = kl_divergence(z, teacher)
+    alone, alone_cache = f(z, np.arange(9))
+    assert relative_error(alone, full) < 1e-13 and (f(z)[0] < full).all()
+    assert relative_error(answers.grouped_kl_backward(dout, alone_cache), kl_divergence_backward(dout, cache)) < 1e-13
+    proportional = teacher + rng.standard_normal((4, 4))[:, groups]
+    assert relative_error(f(proportional)[0], kl_divergence(proportional, teacher)[0]) < 1e-12
+
+
+def test_05_a_student_that_is_sure_learns_nothing_from_reverse_kl(rng):
+    _, cache = reverse_kl(1e4 * np.eye(9)[:4], log_normalised(rng, 4, 9))
+    assert not reverse_kl_backward(rng.standard_normal(4), cache).any()
 
 
 def test_05_limit_of_high_temperature(rng):

@@ -38,6 +38,19 @@ def assert_quoted(page, *words):
     assert not (missing := [some for some in words if some not in text]), missing
 
 
+def test_05_what_each_top_k_form_makes_of_the_gradient(figure):
+    module = figure("05-top-k")
+    assert_quoted("05", f"{len(module.pair()[0])} tokens of questions", f"the student has {module.SLOTS} of its tokens")
+    for name, share in (("far", 1.0), ("near", module.NEAR)):
+        truth, values, errors = module.measured(share)
+        for form, row in errors.items():
+            found = [row[module.KS.index(k)] for k in (1, 5, 20, 100)]
+            assert_quoted("05", f"| {form}, {name} | " + " | ".join(f"{e:.2g}" if e >= 0.01 else f"{e:.4f}" for e in found) + " |")
+        assert (np.diff(values["tail bucket"]) >= -1e-14).all() and values["tail bucket"][-1] == pytest.approx(truth, rel=1e-12)
+    mass = np.sort(np.exp(module.pair()[0]))[:, ::-1].cumsum(-1).mean(0)
+    assert_quoted("05", f"hold {mass[19]:.1%} of the teacher's mass on average, the likeliest alone {mass[0]:.0%}", f"{module.NEAR:.0%} of the difference")
+
+
 @pytest.fixture
 def notes(figure):
     """The figure's module; the embedded model, the notes' ids and the questions."""
