@@ -50,6 +50,37 @@ def kl(i, temperature):
     return temperature**2 * (np.exp(p) * (p - q)).sum(-1)
 
 
+def both_sides(i):
+    """p of the teacher, log p and log q at the file's temperature, and the temperature's square."""
+    T = i["config.temperature"]
+    p, q = (log_softmax(i[name] / T) for name in ("teacher_logits", "logits"))
+    return np.exp(p), p, q, T**2
+
+
+def reverse_kl(i):
+    _, p, q, square = both_sides(i)
+    return square * (np.exp(q) * (q - p)).sum(-1)
+
+
+def jensen_shannon(i):
+    mass, p, q, square = both_sides(i)
+    m = np.log((mass + np.exp(q)) / 2)
+    return square * (mass * (p - m) + np.exp(q) * (q - m)).sum(-1) / 2
+
+
+def top_k(i, kind):
+    """Row by row, over the k tokens that the teacher holds likeliest."""
+    found = []
+    for mass, p, q in zip(*both_sides(i)[:3], strict=True):
+        top = np.argsort(-mass.real)[: int(i["config.k"])]
+        rest = [n for n in range(len(p)) if n not in top]
+        p, q = ([*x[top], np.log(np.exp(x[rest]).sum())] if kind == "tail" else list(x[top]) for x in (p, q))
+        if kind == "renormalised":
+            p, q = (np.array(x) - np.log(np.exp(x).sum()) for x in (p, q))
+        found.append(sum(np.exp(a) * (a - b) for a, b in zip(p, q, strict=True)))
+    return i["config.temperature"] ** 2 * np.array(found)
+
+
 def linear(x, tree, name):
     return x @ tree[f"{name}.weight"] + tree[f"{name}.bias"]
 
@@ -87,6 +118,11 @@ OUT = {  # what a file's `out`, or its `slots`, should be, by the beginning of t
     "layer-lstm": lstm,
     "loss-cross-entropy": lambda i: np.array([-log_softmax(row)[y] for row, y in zip(i["logits"], i["targets"], strict=True)]),
     "loss-kl": lambda i: kl(i, i["config.temperature"]),
+    "loss-reverse-kl": reverse_kl,
+    "loss-jensen-shannon": jensen_shannon,
+    "loss-top-k-renormalised": lambda i: top_k(i, "renormalised"),
+    "loss-top-k-tail": lambda i: top_k(i, "tail"),
+    "loss-top-k": lambda i: top_k(i, "truncated"),
     "bake-direct": lambda i: i["raw.slots"],
     "bake-low-rank-kv": lambda i: i["raw.base"] + by_layer(i["raw.a"] @ i["raw.b"], 2, 2),
     "bake-low-rank": lambda i: i["raw.base"] + i["raw.a"] @ i["raw.b"],
@@ -106,7 +142,7 @@ def asked_of_a_layer(name, i):
     """-> what the file asks for beside gradients, and the function whose slope they are."""
     f = lambda i: OUT[beginning(name)](i)
     found = {"slots" if name.startswith("bake") else "out": f(i)}
-    if name.startswith("loss-kl"):
+    if "teacher_logits" in i:
         found["teacher_log_probs"] = log_softmax(i["teacher_logits"] / i["config.temperature"])
     return found, lambda i: (f(i) * i["dslots" if name.startswith("bake") else "dout"]).sum().reshape(1)
 

@@ -1,10 +1,24 @@
 """The golden files of one function each: layers, losses, and the maps from raw arrays to slots."""
 
+from functools import partial
+
 import numpy as np
 
 from minicompress.gpt2 import Config
 from minicompress.layers.activations import relu, relu_backward, tanh, tanh_backward
 from minicompress.layers.attention import attention, attention_backward, softmax, softmax_backward
+from minicompress.layers.divergences import (
+    jensen_shannon,
+    jensen_shannon_backward,
+    reverse_kl,
+    reverse_kl_backward,
+    top_k_kl,
+    top_k_kl_backward,
+    top_k_renormalised_kl,
+    top_k_renormalised_kl_backward,
+    top_k_tail_kl,
+    top_k_tail_kl_backward,
+)
 from minicompress.layers.embedding import embedding, embedding_backward
 from minicompress.layers.gelu import gelu, gelu_backward
 from minicompress.layers.layernorm import layernorm, layernorm_backward
@@ -77,10 +91,17 @@ def run_cross_entropy(i):
     return {"out": out, "grad.logits": cross_entropy_backward(i["dout"], cache)}
 
 
-def run_kl(i, temperature):
+def run_divergence(i, temperature, forward, backward, **sizes):
     expected = log_softmax(i["teacher_logits"] / temperature)
-    out, cache = kl_divergence(i["logits"], expected, temperature)
-    return {"teacher_log_probs": expected, "out": out, "grad.logits": kl_divergence_backward(i["dout"], cache)}
+    out, cache = forward(i["logits"], expected, temperature=temperature, **sizes)
+    return {"teacher_log_probs": expected, "out": out, "grad.logits": backward(i["dout"], cache)}
+
+
+def distilled(forward, backward):
+    return partial(run_divergence, forward=forward, backward=backward)
+
+
+run_kl = distilled(kl_divergence, kl_divergence_backward)
 
 
 def run_bake(i, **facts):
@@ -218,6 +239,16 @@ LAYERS = {
         scored(True), run_kl, {"temperature": 1.0}),
     "loss-kl-temperature": Case("Both sides at temperature 2, times its square, so that the gradient keeps its size.",
         HINTON, scored(True), run_kl, {"temperature": 2.0}),
+    "loss-reverse-kl": Case("KL(student ‖ teacher), the student first.", "Agarwal et al. 2024",
+        scored(True), distilled(reverse_kl, reverse_kl_backward), {"temperature": 2.0}),
+    "loss-jensen-shannon": Case("Half of each side's KL to their mean.", "Agarwal et al. 2024",
+        scored(True), distilled(jensen_shannon, jensen_shannon_backward), {"temperature": 2.0}),
+    "loss-top-k": Case("KL over the teacher's three likeliest tokens, nothing renormalised.", "Eyuboglu et al. 2025",
+        scored(True), distilled(top_k_kl, top_k_kl_backward), {"temperature": 2.0, "k": 3}),
+    "loss-top-k-renormalised": Case("KL between both sides renormalised on the teacher's three likeliest tokens.", "",
+        scored(True), distilled(top_k_renormalised_kl, top_k_renormalised_kl_backward), {"temperature": 2.0, "k": 3}),
+    "loss-top-k-tail": Case("KL over three tokens and one bucket for all others: a lower bound of the whole.", "",
+        scored(True), distilled(top_k_tail_kl, top_k_tail_kl_backward), {"temperature": 2.0, "k": 3}),
     "loss-kl-extreme": Case("KL at temperature 1/2 of logits near ±1000 on both sides.", HINTON,
         scored(True, shifted), run_kl, {"temperature": 0.5}),
     "bake-direct": bake("The slots themselves are trained.", "Lester et al. 2021",
