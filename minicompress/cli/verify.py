@@ -48,9 +48,10 @@ def trace(
     facts: dict[str, Any] = {name: path and str(path.resolve()) for name, path in paths.items()}
     facts |= {"tokens": rows, "labels": wanted, "teacher_context": context, "temperature": temperature, "dtype": dtype}
     facts |= {"gradients": gradients, "twice": twice, "decode": decode, "steps": asked}
-    setup, facts["hashes"] = commands.open_setup(facts, device)
-    tensors = setup.tensors()
-    write_trace(out, tensors, facts)
+    with aside.status("tracing"):
+        setup, facts["hashes"] = commands.open_setup(facts, device)
+        tensors = setup.tensors()
+        write_trace(out, tensors, facts)
     result = {"out": str(out), "loss": float(tensors["loss"]), "tensors": len(tensors)}
     show(result, as_json, f"loss {result['loss']:.10g}; {len(tensors)} tensors written to {out}")
 
