@@ -8,6 +8,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from minicompress import commands
 from minicompress.cli.common import Device, Json, ModelDir, app, aside, show
+from minicompress.report.difference import difference_report
 from minicompress.verification.compare import compare
 from minicompress.verification.trace_file import read_trace, write_trace
 
@@ -79,7 +80,7 @@ def diff(
     found = watched(lambda progress: compare(ours, theirs, setup, progress))
     if why and not found.equal:
         aside.print(f"causes that must be run to be seen are not named: {why}")
-    for part in [""] if as_json else report_of(found, whole):
+    for part in [""] if as_json else difference_report(found, whole):  # one object, or a table and some lines
         show(found.as_dict(), as_json, part)
     raise typer.Exit(0 if found.equal else 1)
 
@@ -99,9 +100,3 @@ def watched(work: Any) -> Any:
     finally:
         if shown.live.is_started:
             shown.stop()
-
-
-def report_of(found: Any, whole: bool) -> Any:
-    from minicompress.report.difference import difference_report
-
-    return difference_report(found, whole)

@@ -43,7 +43,6 @@ class Comparison(NamedTuple):
     where: str  # which rows, heads, positions of it
     causes: list[Cause]
     unknown: list[str]  # the suspect's tensors that the reference has not
-    missing: list[str]  # the reference's tensors that the suspect has not
 
     @property
     def equal(self):
@@ -86,7 +85,7 @@ def compare(reference, suspect, setup=None, progress=None):
         differing = {one.name: one.error for one in lines if one.differs}
         where = whereabouts(first.name, aligned.tensors.get(first.name), reference.get(first.name), first.tolerance)
         found = causes(Evidence(reference, aligned.tensors, setup, differing, first, tolerances), progress)
-    return Comparison(lines, first, where, found, aligned.unknown, missing)
+    return Comparison(lines, first, where, found, aligned.unknown)
 
 
 def looked_at_again(lines, reference, setup, tolerances):

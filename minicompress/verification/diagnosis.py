@@ -10,7 +10,7 @@ import numpy as np
 from minicompress.trees import flatten
 from minicompress.verification.catalogue import BUGS
 from minicompress.verification.catalogue.bug import STAGES
-from minicompress.verification.names import without_padding
+from minicompress.verification.layouts import without_padding
 from minicompress.verification.plain.backward import answer, what_is_asked
 from minicompress.verification.plain.forward import RIGHT, Way, forward, tensors
 from minicompress.verification.plain.steps import decode, take_steps
@@ -18,19 +18,7 @@ from minicompress.verification.walk import stage
 
 SMALL = 2_000_000  # weights of a model on which even a product in half precision is quick
 FEW = 5  # causes that a second, whole run is worth
-LOSS_FIELDS = ("context", "places", "cost", "temperatures", "loss_dtype", "power")
-BACKWARD_FIELDS = (
-    "norm_backward",
-    "reaches_slots",
-    "last_slot",
-    "softmax_sum",
-    "scale_backward",
-    "residual",
-    "gelu_slope",
-    "tied",
-    "repeated",
-    "prompt_gradient",
-)
+FORWARD_FIELDS = tuple(Way.__dataclass_fields__)[: tuple(Way.__dataclass_fields__).index("context")]
 
 
 class Cause(NamedTuple):
@@ -66,10 +54,6 @@ class Evidence:
     @cached_property
     def small(self):
         return sum(w.size for w in flatten(self.setup.model[0]).values()) <= SMALL
-
-    @property
-    def large(self):
-        return not self.small
 
     def weighed(self, score, bug):
         """A convention excuses a difference, so it has to explain nearly all of it."""
@@ -115,20 +99,9 @@ class Evidence:
 
 def causes(evidence, progress=None):
     """All that explain something of the difference -> list of Cause, the likeliest first."""
-    tried = []
-    for number, bug in enumerate(BUGS):
-        if progress:
-            progress(number, len(BUGS), bug.id)
-        if bug.stage in evidence.stages and evidence.setup is not None:
-            for name, way in ways_of(bug, evidence).items():
-                tried.append((explained(evidence, predicted(evidence, bug, way, whole=False)), bug, name, way))
-    tried.sort(key=lambda one: -one[0])
     found = [(bug.rule(evidence), bug, "") for bug in BUGS]
-    found += [(evidence.weighed(quick, bug), bug, name) for quick, bug, name, _ in tried[FEW:]]
-    for quick, bug, name, way in tried[:FEW]:
-        if quick > 0.5 * tried[0][0] or not evidence.large:
-            quick = explained(evidence, predicted(evidence, bug, way, whole=True)) if quick > 0 else 0
-        found.append((evidence.weighed(quick, bug), bug, name))
+    if evidence.setup is not None:
+        found += [(evidence.weighed(score, bug), bug, name) for score, bug, name in made_and_scored(evidence, progress)]
     best = {}
     for score, bug, name in found:
         if score > 0.02 and score > best.get(bug.id, (0,))[0]:
@@ -136,6 +109,22 @@ def causes(evidence, progress=None):
     ranked = sorted(best.values(), key=lambda one: (-round(one[0], 6), BUGS.index(one[1])))
     agreed = lambda bug: bool(evidence.setup and bug.convention(evidence.setup))
     return [Cause(bug.id, float(score), name, bug.title, bug.mend, agreed(bug)) for score, bug, name in ranked]
+
+
+def made_and_scored(evidence, progress=None):
+    """(score, bug, variant) of all that can be made: as far as the first difference; the best then as a whole."""
+    tried = []
+    for number, bug in enumerate(BUGS):
+        if progress:
+            progress(number, len(BUGS), bug.id)
+        for name, way in ways_of(bug, evidence).items() if bug.stage in evidence.stages else ():
+            tried.append((explained(evidence, predicted(evidence, bug, way, whole=False)), bug, name, way))
+    tried.sort(key=lambda one: -one[0])
+    for rank, (score, bug, name, way) in enumerate(tried):
+        hopeful = score > 0 if evidence.small else score > 0.5 * tried[0][0]
+        if rank < FEW and hopeful:
+            score = explained(evidence, predicted(evidence, bug, way, whole=True))
+        yield score, bug, name
 
 
 def ways_of(bug, evidence):
@@ -170,9 +159,7 @@ def predicted(evidence, bug, way, whole):
 
 def same_forward(way):
     """Whether a Way differs from the right one behind the logits only."""
-    fields = Way.__dataclass_fields__
-    return all(getattr(way, f) is getattr(RIGHT, f) or getattr(way, f) == getattr(RIGHT, f)
-               for f in fields if f not in LOSS_FIELDS + BACKWARD_FIELDS)  # fmt: skip
+    return all(getattr(way, name) == getattr(RIGHT, name) for name in FORWARD_FIELDS)
 
 
 def explained(evidence, prediction):

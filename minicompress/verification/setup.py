@@ -7,7 +7,10 @@ from minicompress.verification.trace import trace
 
 
 class Setup(NamedTuple):
-    """One question to all implementations. model, teacher: (params, config); the rest as `trace` takes it."""
+    """One question to all implementations. model, teacher: (params, config); the rest as `trace` and `stepped` take it.
+
+    Gradients are those of all weights too, unless it is said otherwise: most mistakes of a backward show there alone.
+    """
 
     model: Any
     rows: list
@@ -29,6 +32,6 @@ class Setup(NamedTuple):
     def tensors(self):
         """Our own answer: {name: array}, as the docstrings of `trace` and `repeated` list them."""
         found = trace(*self.asked, self.gradients, self.temperature)
-        found |= again(*self.asked, self.gradients, self.temperature) if self.twice else {}
+        found |= again(*self.asked, temperature=self.temperature) if self.twice else {}
         found |= decoded(self.model, self.rows, self.prompt, self.decode) if self.decode else {}
         return found | (stepped(*self.asked, temperature=self.temperature, **self.steps) if self.steps else {})

@@ -37,10 +37,9 @@ class Tolerances:
         self.reference, self.setup = reference, setup
         self.bytes = min(bytes_of(reference), bytes_of(suspect))
         self.u = ROUNDOFF[self.bytes]
-        self.layers = sum(bool(re.fullmatch(r"hidden\.\d+", name)) for name in reference) - 1
-        self.layers = max(
-            self.layers, 1 + max([int(m[1]) for n in reference if (m := re.search(r"\bh\.(\d+)\.", n))], default=0), 1
-        )
+        blocks = [1 + int(m[1]) for name in reference if (m := re.search(r"\bh\.(\d+)\.", name))]
+        states = [int(name[7:]) for name in reference if re.fullmatch(r"hidden\.\d+", name)]
+        self.layers = max([1, *blocks, *states])
         widths = [t.shape[-1] for n, t in reference.items() if n.startswith(("fc.", "hidden.", "attention."))]
         self.width = max(widths, default=64)
         self.sharp = self.sharpness()
@@ -56,7 +55,10 @@ class Tolerances:
         return 1 + max(largest) / 8
 
     def cancellation(self):
-        """How much smaller the loss's gradient is than the two distributions whose difference it is."""
+        """How much smaller the loss's gradient is than the two distributions whose difference it is.
+
+        dlogits meet the rows of wte on their way to ln_f, and those are about as long as the rows of hidden.0.
+        """
         stream, end, losses = (self.reference.get(n) for n in ("hidden.0", "grad.ln_f", "losses"))
         if stream is None or end is None or losses is None or not end.any():
             return 1.0

@@ -1,6 +1,6 @@
 """Every number that another implementation can be held against, as one dict of named tensors.
 
-B rows of T tokens, S = P + T keys, the prompt's P first (0 where the rows place the slots, or none are):
+B rows of T tokens, S = P + T keys, the prompt's P first. P is 0 without a prompt, and where the rows place its slots:
 
     prompt, prompt.beta                  what stands in front, as `grad.prompt` is laid out
     hidden.{l}                           [B,T,C], the residual stream before block l; hidden.{L} after the last

@@ -38,7 +38,8 @@ def read_npz(path):
     try:
         with np.load(path, allow_pickle=False) as file:
             found = dict(file)
-    except (ValueError, OSError, NotImplementedError, zipfile.BadZipFile, zlib.error) as reason:
+    except (ValueError, OSError, zipfile.BadZipFile, zlib.error, NotImplementedError) as reason:
+        # the last is zipfile's own word for a compression that it does not know
         raise ValueError(f"{path} cannot be read as .npz: {reason}") from None
     if not all(isinstance(array, np.ndarray) for array in found.values()):
         raise ValueError(f"{path} is a zip file, but no .npz; save with numpy.savez, or as safetensors")

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from minicompress.verification.catalogue.bug import Bug, fixed, in_front, where
+from minicompress.verification.catalogue.bug import Bug, always, in_front, where
 from minicompress.verification.plain.forward import Way, causal
 from minicompress.verification.plain.gelus import ERF, SIGMOID
 
@@ -113,7 +113,7 @@ BUGS = [
         "block",
         QUERIES + ": probability on the diagonal above, or none on the diagonal",
         "query t sees keys 0 to t: torch.tril with diagonal=0, or with P slots diagonal=P on the T x (P + T) scores",
-        fixed(**{name.replace(" ", "_"): way for name, way in OFF_BY_ONE.items()}),
+        always(OFF_BY_ONE),
     ),
     Bug(
         "mask-missing",
@@ -121,7 +121,7 @@ BUGS = [
         "block",
         QUERIES + ": probability above the diagonal",
         "scores of later keys become -inf before the softmax; is_causal does not hold with an attn_mask of your own",
-        fixed(**{name.replace(" ", "_"): way for name, way in MISSING.items()}),
+        always(MISSING),
     ),
     Bug(
         "mask-missing-for-slots",
@@ -145,7 +145,7 @@ BUGS = [
         "block",
         QUERIES + ": probability where it should be 0, and none where it should be",
         "masked_fill fills where the mask is True: it must be True on what is hidden",
-        fixed(**{name.replace(" ", "_"): way for name, way in INVERTED.items()}),
+        always(INVERTED),
     ),
     Bug(
         "scale-twice",
@@ -187,7 +187,7 @@ BUGS = [
         "block",
         "hidden.0 and ln_1.0 agree, query.0, key.0 or value.0 hold the right numbers in other places",
         "c_attn's columns are q, k, v, each head by head",
-        lambda s, e: SPLITS,
+        always(SPLITS),
     ),
     Bug(
         "gelu-erf",

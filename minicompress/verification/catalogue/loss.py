@@ -1,17 +1,15 @@
-"""What goes wrong between the logits and the loss, and what is another convention there."""
+"""What goes wrong between the logits and the loss: which places are scored, as what, and with what weight."""
 
 import math
 
 import numpy as np
 
 from minicompress.layers.losses import log_softmax
-from minicompress.verification.catalogue.bug import Bug, for_carriers, where
+from minicompress.verification.catalogue.bug import LOSS, Bug, for_carriers, where
 from minicompress.verification.plain import costs
 from minicompress.verification.plain.forward import Way
 
-distils = lambda setup: bool(setup.teacher_context)
 on_tokens = lambda setup: not setup.teacher_context
-warm = lambda setup: distils(setup) and setup.temperature != 1
 
 
 def likeliest_label(evidence, places):
@@ -43,22 +41,17 @@ def scored_as(evidence, places_of, **fields):
 
 
 def ignored_counted(setup, evidence):
-    found = {} if distils(setup) else scored_as(evidence, costs.with_ignored)
+    found = scored_as(evidence, costs.with_ignored) if on_tokens(setup) else {}
     if found:  # there are such places, and whoever counts them may count padding as well
         both = lambda label, share: costs.with_ignored(label, None, share)
         found |= {f"{name}, padding too": way for name, way in scored_as(evidence, both).items()}
-    B, T, P, real = (
-        len(setup.rows),
-        evidence.tape.layout.T,
-        evidence.tape.layout.P,
-        int(evidence.tape.layout.real.sum()),
-    )
+    layout = evidence.tape.layout
+    B, T, P, real = len(setup.rows), layout.T, layout.P, int(layout.real.sum())
     numbers = {"all real tokens": real, "all real tokens but the first": real - B, "all places": B * T,
                "all places but the first": B * (T - 1), "all columns": B * (P + T),
                "all columns but one": B * (P + T - 1)}  # fmt: skip
-    return found | {
-        f"mean over {name}": Way(places=costs.divided_by(lambda *_, n=n: n)) for name, n in numbers.items() if n
-    }
+    means = {name: Way(places=costs.divided_by(lambda *_, n=n: n)) for name, n in numbers.items() if n}
+    return found | {f"mean over {name}": way for name, way in means.items()}
 
 
 def slots_scored(setup, evidence):
@@ -82,40 +75,6 @@ def padding_scored(setup, evidence):
     return found
 
 
-def top_k(*sides):
-    """Ways for the k that fits the suspect's loss best, with each of these choices of what is renormalised."""
-
-    def ways(setup, evidence):
-        places, T, found = costs.scored_places(evidence.asked), setup.temperature, {}
-        teacher = evidence.asked.teacher[places.row, places.guide]
-        p, q = log_softmax(teacher / T), log_softmax(evidence.tape.end["logits"][places.row, places.column] / T)
-        order = np.argsort(-p, -1)
-        p, q = np.take_along_axis(p, order, 1), np.take_along_axis(q, order, 1)
-        mass, share = np.exp(p).cumsum(1), np.exp(q).cumsum(1)
-        kept = (np.exp(p) * (p - q)).cumsum(1)
-        by_k = {"neither": kept, "teacher": kept / mass - np.log(mass)}
-        by_k["both"] = by_k["teacher"] + np.log(share)
-        for side in sides:
-            ks = {5, 10, 20}
-            if evidence.suspect_loss is not None:
-                ks = {int(np.abs(T * T * by_k[side].mean(0) - evidence.suspect_loss).argmin()) + 1}
-            named = "" if len(sides) == 1 else f", {side} renormalised"
-            found |= {f"k = {k}{named}": Way(cost=costs.top_k(k, side)) for k in ks if 0 < k < p.shape[1]}
-        return found
-
-    return ways
-
-
-def one_side(setup, evidence):
-    sides = {"the student's alone": lambda T: (T, 1.0), "the teacher's alone": lambda T: (1.0, T)}
-    powers = (2, 1, 0)
-    return {f"{name}, T^{n}": Way(temperatures=which, power=n) for name, which in sides.items() for n in powers}
-
-
-def ignored_temperature(setup, evidence):
-    return {f"T^{power}": Way(temperatures=lambda T: (1.0, 1.0), power=power) for power in (0, 2)}
-
-
 def in_single(evidence):
     """Whether in float64 the loss alone is off, by what float32 rounds, and all that follows by little more."""
     errors = evidence.differing
@@ -124,7 +83,6 @@ def in_single(evidence):
     return 0.9 * float(small and evidence.agrees("logits") and max(errors.values()) < 1e-4)
 
 
-LOSS = "logits agree, loss differs"
 BUGS = [
     Bug(
         "labels-not-shifted",
@@ -156,14 +114,6 @@ BUGS = [
             lambda s: on_tokens(s) and s.prompt is not None and s.prompt.carrier == "embeddings",
             slots_scored,
         ),
-    ),
-    Bug(
-        "kl-without-t2",
-        "the factor T² is missing",
-        "loss",
-        LOSS + " by the factor T², all gradients by the same",
-        "multiply by T² (Hinton et al. 2015), or the gradient shrinks as T grows",
-        where(warm, lambda s, e: {"1": Way(power=0), "T": Way(power=1)}),
     ),
     Bug(
         "mean-of-row-means",
@@ -232,84 +182,5 @@ BUGS = [
         lambda s, e: {"": Way(loss_dtype=np.float32)},
         in_single,
         convention=lambda s: True,
-    ),
-    Bug(
-        "kl-reversed",
-        "KL(student ‖ teacher) in place of KL(teacher ‖ student)",
-        "loss",
-        LOSS,
-        "F.kl_div(student log-probabilities, teacher probabilities): the teacher is the target",
-        where(distils, lambda s, e: {"": Way(cost=costs.reversed_kl)}),
-    ),
-    Bug(
-        "kl-temperature-one-side",
-        "the temperature divides the logits of one side alone",
-        "loss",
-        LOSS + "; not by a factor",
-        "both the student's and the teacher's logits are divided by T",
-        where(warm, one_side),
-    ),
-    Bug(
-        "kl-temperature-ignored",
-        "the temperature is not applied",
-        "loss",
-        LOSS + "; not by a factor",
-        "divide both sides' logits by T",
-        where(warm, ignored_temperature),
-    ),
-    Bug(
-        "kl-top-k",
-        "KL over the teacher's k likeliest tokens, not renormalised",
-        "loss",
-        LOSS + "; smaller, or negative",
-        "a convention (Cartridges): it is least at a sharpened student; take all, or a bucket for the tail",
-        where(distils, top_k("neither")),
-        convention=lambda s: True,
-    ),
-    Bug(
-        "kl-top-k-renormalised",
-        "KL between the two distributions renormalised on the teacher's k likeliest tokens",
-        "loss",
-        LOSS + "; smaller",
-        "a convention: blind to what lies outside the k",
-        where(distils, top_k("both", "teacher")),
-        convention=lambda s: True,
-    ),
-    Bug(
-        "kl-as-cross-entropy",
-        "the teacher's entropy is not taken off",
-        "loss",
-        "logits agree, loss is larger by a constant; every gradient agrees",
-        "a convention: -Σ p log q has the same gradient",
-        where(distils, lambda s, e: {"": Way(cost=costs.teacher_cross_entropy)}),
-        convention=lambda s: True,
-    ),
-    Bug(
-        "teacher-misses-last-token",
-        "the teacher does not read the context's last token",
-        "loss",
-        "logits agree, teacher_log_probs and loss differ",
-        "context[:-1] is for labels; the teacher reads all of it",
-        where(
-            lambda s: distils(s) and len(s.teacher_context) > 1,
-            lambda s, e: {
-                "the last": Way(context=lambda ids: ids[:-1]),
-                "the last, its position kept": Way(context=lambda ids: ids[:-1], teacher_gap=1),
-                "the first": Way(context=lambda ids: ids[1:]),
-            },
-        ),
-    ),
-    Bug(
-        "teacher-without-context",
-        "the teacher does not read the context",
-        "loss",
-        "logits agree, teacher_log_probs and loss differ",
-        "the teacher reads context + row, the student slots + row",
-        where(
-            distils,
-            lambda s, e: (
-                {"": Way(context=lambda ids: [])} if s.labels is None or not e.asked.scored[:, 0].any() else {}
-            ),
-        ),
     ),
 ]

@@ -37,6 +37,8 @@ def answer(setup, way=RIGHT, gradients=True, tape=None, down_to=None):
     if gradients:
         dlogits = np.zeros_like(tape.end["logits"])
         np.add.at(dlogits, (places.row, places.column), dpicked * places.weight[:, None].astype(picked.dtype))
+        if not way.last_slot:
+            dlogits[:, : tape.layout.P] = 0
         found |= backward(tape, dlogits, way, setup.gradients == "all", down_to)
     return found
 
@@ -66,19 +68,8 @@ def backward(tape, dlogits, way=RIGHT, of_weights=True, down_to=None):
     """dlogits (B, S, V) -> the gradients by name. of_weights: those of the model too. down_to: a block to stop at."""
     (params, config), layout, P, prompt = tape.model, tape.layout, tape.layout.P, tape.prompt
     grads = {name: np.zeros_like(w) for name, w in flatten(params).items()} if of_weights else None
-    if not way.last_slot:
-        dlogits[:, :P] = 0
-    if of_weights:
-        rows = dlogits.reshape(-1, dlogits.shape[-1])
-        grads[head_name(params)] += way.tied[0] * (rows.T @ tape.end["hidden"].reshape(len(rows), -1))
-    dx = way.product(dlogits, head(params))
-    found = {"grad.ln_f": layout.tokens(dx)}
-    if way.final_norm == "bare":
-        bare = (*tape.end["ln_f"][:-1], np.ones_like(params["ln_f"]["weight"]))
-        dx = norm_backward(dx, bare, way, None, "")
-    elif tape.end["ln_f"] is not None:
-        dx = norm_backward(dx, tape.end["ln_f"], way, grads, "ln_f")
-    last = len(tape.layers)
+    dend, dx = finish_backward(dlogits, tape, way, grads)
+    last, found = len(tape.layers), {"grad.ln_f": layout.tokens(dend)}
     found[f"grad.hidden.{last}"], dslots, dbeta = layout.tokens(dx), [None] * last, [None] * last
     for number in reversed(range(last)):
         at, H = tape.layers[number], config.n_head
@@ -102,6 +93,21 @@ def backward(tape, dlogits, way=RIGHT, of_weights=True, down_to=None):
         dslots = dx if prompt.carrier == "embeddings" else np.stack(dslots, axis=1)
         found |= prompt_gradients(tape, dslots, dbeta, way)
     return found
+
+
+def finish_backward(dlogits, tape, way, grads):
+    """dlogits (B, S, V) -> what is asked of ln_f's output and of the last block's, each (B, S, C)."""
+    (params, config), cache = tape.model, tape.end["ln_f"]
+    if grads is not None:
+        rows = dlogits.reshape(-1, dlogits.shape[-1])
+        grads[head_name(params)] += way.tied[0] * (rows.T @ tape.end["hidden"].reshape(len(rows), -1))
+    dend = way.product(dlogits, head(params))
+    if cache is None:
+        return dend, dend
+    here = way if way.only in (None, config.n_layer) else RIGHT
+    if way.final_norm == "bare":
+        return dend, norm_backward(dend, (*cache[:-1], np.ones_like(cache[-1])), here, None, "")
+    return dend, norm_backward(dend, cache, here, grads, "ln_f")
 
 
 def head_name(params):

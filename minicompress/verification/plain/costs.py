@@ -38,9 +38,13 @@ class Places(NamedTuple):
 def scored_places(asked, scored=None, total=None):
     """All scored tokens, each predicted one column before its own, each with the same share."""
     row, t = np.nonzero(asked.scored if scored is None else scored)
-    before = np.where(t > 0, asked.layout.columns[row, np.maximum(t - 1, 0)], asked.layout.P - 1)
     weight = np.full(len(row), 1 / max(1, total or len(row)))
-    return Places(row, before, t, asked.targets[row, t], weight, t)
+    return Places(row, predictor(asked, row, t), t, asked.targets[row, t], weight, t)
+
+
+def predictor(asked, row, t):
+    """The column that predicts token t: that of the token before, or of the last slot."""
+    return np.where(t > 0, asked.layout.columns[row, np.maximum(t - 1, 0)], asked.layout.P - 1)
 
 
 def cost(logits, target, teacher, temperature):
@@ -100,7 +104,7 @@ def with_slots(label, share=True):
     def places(asked):
         if asked.soft.any():  # they stand in the rows
             row, t = np.nonzero(asked.soft & ~asked.scored & (np.arange(asked.layout.T) > 0))
-            return also_places(scored_places(asked), row, asked.layout.columns[row, t - 1], t, label, share)
+            return also_places(scored_places(asked), row, predictor(asked, row, t), t, label, share)
         rows, P = len(asked.targets), asked.layout.P
         own = np.maximum(asked.targets[:, 0], 0) if label is None else np.full(rows, label)
         row, slot = (a.ravel() for a in np.meshgrid(np.arange(rows), np.arange(1, P), indexing="ij"))
@@ -120,8 +124,7 @@ def with_ignored(label, padding=False, share=True):
         if padding == "first":
             wanted &= np.arange(asked.layout.T) == asked.layout.lengths[:, None]
         row, t = np.nonzero(wanted & ((np.arange(asked.layout.T) > 0) | asked.first))
-        before = np.where(t > 0, asked.layout.columns[row, np.maximum(t - 1, 0)], asked.layout.P - 1)
-        return also_places(scored_places(asked), row, before, t, label, share)
+        return also_places(scored_places(asked), row, predictor(asked, row, t), t, label, share)
 
     return places
 

@@ -136,7 +136,7 @@ def forward(model, rows, prompt=None, way=RIGHT, depth=None, written=0, memory=N
     slots = None if prompt is None else way.slots(prompt.slots, prompt, model)
     wpe, where = params["wpe"]["weight"], np.broadcast_to(way.positions(layout), ids.shape)
     where = np.clip(where, 0, len(wpe) - 1)
-    x = first_column_values(params, ids, prompt, slots, layout, way, where)
+    x = embedded(params, ids, prompt, slots, layout, way, where)
     layers, P = [], layout.P
     for number in range(config.n_layer if depth is None else depth):
         here = way if way.only in (None, number) else RIGHT
@@ -146,15 +146,18 @@ def forward(model, rows, prompt=None, way=RIGHT, depth=None, written=0, memory=N
         visible = way.has_slots(number) or not is_kv(prompt)
         x, kept = block(x, params["h"][str(number)], config, past, layout, here, memory and memory[number], visible)
         layers.append(kept)
-    end = {"x": x}
-    if depth is None:
-        here = way if way.only in (None, config.n_layer) else RIGHT
-        end["hidden"], end["ln_f"] = norm(x, params["ln_f"], config, here) if way.final_norm else (x, None)
-        if way.final_norm == "bare":
-            d, _, r, *_ = end["ln_f"]
-            end["hidden"] = d * r
-        end["logits"] = way.product(end["hidden"], head(params).T)
+    end = {"x": x} | (finish(x, params, config, way) if depth is None else {})
     return Tape(model, prompt, ids, layout, layers, end, slots, where)
+
+
+def finish(x, params, config, way):
+    """From the last block to the logits."""
+    end, here = {}, way if way.only in (None, config.n_layer) else RIGHT
+    end["hidden"], end["ln_f"] = norm(x, params["ln_f"], config, here) if way.final_norm else (x, None)
+    if way.final_norm == "bare":
+        d, _, r, *_ = end["ln_f"]
+        end["hidden"] = d * r
+    return end | {"logits": way.product(end["hidden"], head(params).T)}
 
 
 def is_kv(prompt):
@@ -165,8 +168,8 @@ def head(params):
     return params["lm_head" if "lm_head" in params else "wte"]["weight"]
 
 
-def first_column_values(params, ids, prompt, slots, layout, way, where):
-    """What goes into the first block: (B, S, C)."""
+def embedded(params, ids, prompt, slots, layout, way, where):
+    """Slots, tokens and padding as they go into the first block: (B, S, C)."""
     wte, wpe, (B, T), P = params["wte"]["weight"], params["wpe"]["weight"], ids.shape, layout.P
     stand = np.clip(layout.start - P + np.arange(P + T), 0, len(wpe) - 1)
     x = np.broadcast_to(wte[way.pad] + wpe[stand], (B, P + T, wte.shape[1])).copy()  # padding

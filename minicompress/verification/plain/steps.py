@@ -77,16 +77,12 @@ def clip(grads, limit, how):
         return {name: g.copy() for name, g in grads.items()}
     if how == "by number":
         return {name: np.clip(g, -limit, limit) for name, g in grads.items()}
-    if how == "always":
-        return {name: g * g.dtype.type(limit / max(np.sqrt((g * g).sum()), 1e-30)) for name, g in grads.items()}
-    if how == "as PyTorch":
-        joint = np.sqrt(sum((g * g).sum() for g in grads.values()))
-        return {name: g * g.dtype.type(min(1, limit / (joint + 1e-6))) for name, g in grads.items()}
-    group = {"together": lambda name: "", "each": lambda name: name, "by layer": lambda name: name.split(".")[:3]}[how]
-    clipped = {}
+    group = {"each": lambda name: name, "always": lambda name: name, "by layer": lambda name: name.split(".")[:3]}
+    of, clipped = group.get(how, lambda name: ""), {}
     for name, g in grads.items():
-        norm = np.sqrt(sum((other * other).sum() for n, other in grads.items() if group(n) == group(name)))
-        clipped[name] = g * g.dtype.type(min(1, limit / max(norm, 1e-30)))
+        norm = np.sqrt(sum((other * other).sum() for n, other in grads.items() if of(n) == of(name)))
+        factor = limit / max(norm + 1e-6 * (how == "as PyTorch"), 1e-30)
+        clipped[name] = g * g.dtype.type(factor if how == "always" else min(1, factor))
     return clipped
 
 
