@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minicompress.verification.diagnosis import Cause, Evidence, causes
+from minicompress.verification.layouts import finite
 from minicompress.verification.names import align
 from minicompress.verification.tolerance import DOUBTFUL, MEASURED, Tolerances, measured
 from minicompress.verification.walk import place
@@ -143,8 +144,8 @@ def whereabouts(name, theirs, ours, tolerance):
     """Which rows, heads and positions of a tensor differ, in words."""
     if theirs is None or ours is None or theirs.shape != ours.shape or not theirs.ndim:
         return ""
-    apart = np.abs(np.nan_to_num(theirs.astype(np.float64)) - np.nan_to_num(ours))
-    wrong = ~(apart <= tolerance * max(np.abs(ours).max(), 1e-300))
+    apart = np.abs(finite(theirs.astype(np.float64)) - finite(ours))
+    wrong = (apart > tolerance * max(np.abs(finite(ours)).max(), 1e-300)) | (np.isfinite(theirs) != np.isfinite(ours))
     if not wrong.any():
         wrong = apart > 0.1 * apart.max()
     head = name.partition(".")[0]

@@ -38,7 +38,7 @@ class Shape(NamedTuple):
 
 def fit(tensor, wanted, shape, name):
     """The tensor in the wanted layout, of all that its shape allows the nearest, and how it was read ("": as it is)."""
-    if tensor.shape == wanted.shape and distance_of(tensor, wanted) <= NEAR * np.linalg.norm(wanted):
+    if tensor.shape == wanted.shape and distance_of(tensor, wanted) <= NEAR * np.linalg.norm(finite(wanted)):
         return tensor, ""
     readings = {how: made for how, made in layouts(tensor, wanted, shape, name) if made.shape == wanted.shape}
     if not readings:
@@ -52,8 +52,13 @@ def fit(tensor, wanted, shape, name):
 
 
 def distance_of(tensor, wanted):
-    """‖a - b‖, of what is finite."""
-    return np.linalg.norm(np.nan_to_num(tensor) - np.nan_to_num(wanted))
+    """‖a - b‖, with 0 for what is not finite."""
+    return np.linalg.norm(finite(tensor) - finite(wanted))
+
+
+def finite(x):
+    """x with 0 for what is not finite."""
+    return np.nan_to_num(x, posinf=0, neginf=0)
 
 
 def layouts(tensor, wanted, shape, name):

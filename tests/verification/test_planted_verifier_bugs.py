@@ -179,7 +179,7 @@ BUGS = [
     # the fast one's second kind of trace
     Bug("decoding without the prompt", "plain, decoding", repeated.decoded, "prompt and prompt.prefix(*model)", "None"),
     Bug("steps that stand still", "steps, one by one", repeated.moved, 'slots=slots, beta=tree.get("beta")', 'beta=tree.get("beta")'),
-    Bug("keys and values step in another layout", "steps, one by one, keys and values", repeated.moved, "kv_from_flat(tree[\"prompt\"], config.n_layer, config.n_head)", "kv_from_flat(tree[\"prompt\"][::-1], config.n_layer, config.n_head)"),
+    Bug("keys and values step in another layout", "steps, one by one, keys and values", repeated.moved, "kv_from_flat(tree[\"prompt\"], config.n_layer, config.n_head)", "kv_from_flat(tree[\"prompt\"][:, ::-1], config.n_layer, config.n_head)"),
     Bug("losses a place too early", "plain, tokens", trace.spread, "like(np.flatnonzero(scored), values)", "like(np.flatnonzero(np.roll(scored, -1)), values)"),
     Bug("keys without the slots'", "plain, masses", trace.inside_block, "own if not past else xp.concatenate(", "own if True else xp.concatenate("),
 ]  # fmt: skip
