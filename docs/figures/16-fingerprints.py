@@ -9,7 +9,7 @@ from matplotlib.colors import LogNorm
 
 from minicompress.verification.cases import random_prompt
 from minicompress.verification.catalogue import BUGS
-from minicompress.verification.compare import error_of
+from minicompress.verification.oracles import error_of
 from minicompress.verification.plain.backward import answer, what_is_asked
 from minicompress.verification.plain.forward import RIGHT, forward
 from minicompress.verification.setup import Setup

@@ -7,6 +7,7 @@ import numpy as np
 from minicompress.verification.diagnosis import Cause, Evidence, causes
 from minicompress.verification.layouts import finite
 from minicompress.verification.names import align
+from minicompress.verification.oracles import error_of
 from minicompress.verification.tolerance import DOUBTFUL, MEASURED, Tolerances, measured
 from minicompress.verification.walk import place
 
@@ -118,17 +119,6 @@ def line(name, aligned, reference, tolerances):
     if not np.isfinite(theirs).all() and np.isfinite(ours).all():
         note = "not a number" if np.isnan(theirs).any() else "infinite"
     return Line(name, error_of(*without_noise(name, theirs, ours)), tolerance, note)
-
-
-def error_of(theirs, ours):
-    """‖a - b‖ / ‖b‖ in float64, of what is finite in both; infinite where one is not what the other is."""
-    theirs, ours = theirs.astype(np.float64), ours.astype(np.float64)
-    finite = np.isfinite(ours)
-    if not np.array_equal(np.where(finite, np.isfinite(theirs), theirs), np.where(finite, 1, ours), equal_nan=True):
-        return float("inf")
-    theirs, ours = (np.where(finite, x, 0) for x in (theirs, ours))
-    difference, size = np.linalg.norm(theirs - ours), np.linalg.norm(ours)
-    return float(difference / size) if size else float(difference)
 
 
 def without_noise(name, theirs, ours):

@@ -63,6 +63,15 @@ def relative_error(a, b):
     return float(difference / size) if size else float(difference)
 
 
+def error_of(x, truth):
+    """`relative_error` in float64 where the truth is finite; ∞ where it is not, and x is something else."""
+    x, truth = (np.asarray(a, np.float64) for a in (x, truth))
+    finite = np.isfinite(truth)
+    if not np.array_equal(x[~finite], truth[~finite], equal_nan=True):
+        return float("inf")
+    return relative_error(x[finite], truth[finite])
+
+
 def unit_direction(rng, shape):
     """A random direction of length 1."""
     u = rng.standard_normal(shape)

@@ -26,9 +26,12 @@ AGAIN = ("prompt", "teacher_log_probs", "logits", "first_logits", "losses", "los
 
 def again(model, rows, prompt=None, *args, **options):
     """A second `trace` of the same, of which the tensors that show chance are kept."""
-    second = trace(model, rows, prompt, *args, **options)
-    kept = {name for name in second if name in AGAIN or name.startswith("hidden.")}
-    return {f"again.{name}": second[name] for name in kept}
+    return as_again(trace(model, rows, prompt, *args, **options))
+
+
+def as_again(tensors):
+    """Those of a second pass's tensors that show chance, by their names."""
+    return {f"again.{name}": x for name, x in tensors.items() if name in AGAIN or name.startswith("hidden.")}
 
 
 def decoded(model, rows, prompt=None, tokens=8):

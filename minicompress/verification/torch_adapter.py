@@ -19,7 +19,7 @@ import numpy as np
 
 from minicompress.layers.attention import attention
 from minicompress.layers.losses import cross_entropy
-from minicompress.verification.repeated import AGAIN
+from minicompress.verification.repeated import as_again
 from minicompress.verification.torch_hooks import Ear, first_tensor
 from minicompress.verification.torch_parts import examine, host
 from minicompress.verification.trace import IGNORED, spread
@@ -58,8 +58,7 @@ class Trace:
         """For a `with` of its own, after that of `record`: a second forward of the same, kept as again.*."""
         with listening(self.subject, *self.told) as second:
             yield
-        kept = {name: x for name, x in second.items() if name in AGAIN or name.startswith("hidden.")}
-        self.tensors |= {f"again.{name}": x for name, x in kept.items()}
+        self.tensors |= as_again(second)
 
     def decoded(self, ids, logits=None):
         """ids (B, n), each row's continuation alone; logits (B, n, V), or n of (B, V) as `generate` returns them."""
