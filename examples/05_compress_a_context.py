@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from minicompress.commands import open_model
+from minicompress.compression.problem import Recipe
 from minicompress.compression.queries import answer_greedily
-from minicompress.compression.run import Recipe, Run
+from minicompress.compression.run import Run
 from minicompress.training.shards import Shards
 
 model = open_model()

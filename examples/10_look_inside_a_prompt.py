@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from minicompress.commands import open_model
-from minicompress.compression.run import Recipe, Run
+from minicompress.compression.problem import Recipe
+from minicompress.compression.run import Run
 from minicompress.prompts.inspection import left_out, moved, place_rows
 from minicompress.prompts.nearest import nearest
 from minicompress.training.shards import Shards

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 
 from helpers import random_params
-from minicompress.compression.run import Model, Recipe, Run
+from minicompress.compression.problem import Model, Recipe
+from minicompress.compression.run import Run
 from minicompress.gpt2 import Config
 
 LETTERS = "\n ?.:QAabcdefghijklmnopqrstuvwxyz"

@@ -12,8 +12,9 @@ from threadpoolctl import ThreadpoolController
 
 import letters
 from minicompress.compression import queries
+from minicompress.compression.problem import Recipe, check_positions
 from minicompress.compression.queries import Query, file_queries, hold_out, read_queries, self_study
-from minicompress.compression.run import Recipe, Run, check_positions, initial_slots
+from minicompress.compression.run import Run, initial_slots
 from minicompress.gpt2.prefix import read_tokens
 from minicompress.layers.losses import log_softmax
 from minicompress.training.adamw import clip_by_global_norm

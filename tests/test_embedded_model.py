@@ -8,7 +8,8 @@ import pytest
 
 import weights_loader
 from minicompress.commands import open_model
-from minicompress.compression.run import Recipe, Run
+from minicompress.compression.problem import Recipe
+from minicompress.compression.run import Run
 from minicompress.evaluation.baselines import evaluate
 from minicompress.training.shards import Shards
 

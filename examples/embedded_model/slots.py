@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from minicompress.commands import open_model
-from minicompress.compression.run import Recipe, Run
+from minicompress.compression.problem import Recipe
+from minicompress.compression.run import Run
 from minicompress.evaluation.baselines import evaluate
 from minicompress.training.shards import Shards
 from notes import notes

@@ -9,7 +9,8 @@ from rich.console import Console
 from minicompress import commands
 from minicompress.cli.common import Device, Json, ModelDir, app, aside, bar, show, take_up
 from minicompress.compression.objectives import DIVERGENCES, LOSSES, TOP_K
-from minicompress.compression.run import QUERY_TOKENS, Recipe, Run, check_positions
+from minicompress.compression.problem import QUERY_TOKENS, Recipe, check_positions
+from minicompress.compression.run import Run
 from minicompress.evaluation.baselines import evaluate, trained_prefixes
 from minicompress.prompts.carriers import DOORS, POSITIONS
 from minicompress.report.table import cost_line, evaluation_table

@@ -9,7 +9,7 @@ import typer
 import weights_loader
 from minicompress import commands
 from minicompress.cli.common import Json, ModelDir, app, show
-from minicompress.compression.run import Model
+from minicompress.compression.problem import Model
 from minicompress.gpt2 import Config
 from minicompress.prompts.layout import flat_from_kv
 from minicompress.prompts.soft_prompt import SoftPrompt

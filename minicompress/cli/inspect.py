@@ -13,8 +13,8 @@ from rich.console import Console
 
 from minicompress import commands
 from minicompress.cli.common import Device, Json, ModelDir, app, bar, show
+from minicompress.compression.problem import Model, check_positions
 from minicompress.compression.queries import Query, file_queries
-from minicompress.compression.run import Model, check_positions
 from minicompress.prompts.inspection import batches, moved, over_texts
 from minicompress.prompts.nearest import WORDS, nearest
 from minicompress.prompts.soft_prompt import SoftPrompt

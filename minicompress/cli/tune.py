@@ -9,7 +9,7 @@ from rich.console import Console
 
 from minicompress import commands
 from minicompress.cli.common import Device, Json, ModelDir, app, aside, bar, show, take_up
-from minicompress.compression.run import Model
+from minicompress.compression.problem import Model
 from minicompress.prompts.soft_prompt import SoftPrompt
 from minicompress.prompts.template import parse
 from minicompress.report.tuning import tuning_lines, tuning_table

@@ -9,8 +9,8 @@ import typer
 
 from minicompress import commands
 from minicompress.cli.common import Device, Json, ModelDir, app, show
+from minicompress.compression.problem import check_positions
 from minicompress.compression.queries import FORM, line_ends, write_lines
-from minicompress.compression.run import check_positions
 from minicompress.gpt2.generate import generate as write
 from minicompress.prompts.soft_prompt import concatenate
 from minicompress.prompts.tenants import read_many

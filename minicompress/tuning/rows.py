@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from minicompress.compression.problem import check_positions
 from minicompress.compression.queries import Query, hold_out
-from minicompress.compression.run import check_positions
 from minicompress.prompts.template import parse
 
 SHARE, MOST = 0.2, 500  # held out where no file is given: a fifth, and no more than is quick to read

@@ -10,8 +10,8 @@ import numpy as np
 
 from minicompress.arrays import like, to_host
 from minicompress.compression.objectives import likelihood
+from minicompress.compression.problem import copied, place
 from minicompress.compression.queries import pad
-from minicompress.compression.run import copied, place
 from minicompress.prompts.carriers import slots_shape
 from minicompress.prompts.gradient import slots_gradient
 from minicompress.prompts.soft_prompt import SoftPrompt, bytes_hash, text_hash

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from minicompress.arrays import to_host
-from minicompress.compression.run import place
+from minicompress.compression.problem import place
 from minicompress.prompts.carriers import lift
 from minicompress.prompts.initialise import from_prompt, initialise, recycling_map
 from minicompress.prompts.soft_prompt import SLOT_AXIS

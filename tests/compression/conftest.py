@@ -5,7 +5,8 @@ import pytest
 
 import weights_loader
 from helpers import random_params
-from minicompress.compression.run import Model, Recipe, Run
+from minicompress.compression.problem import Model, Recipe
+from minicompress.compression.run import Run
 from minicompress.gpt2 import Config
 from minicompress.training.shards import Shards
 

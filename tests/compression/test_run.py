@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from minicompress.compression.objectives import TOP_K
-from minicompress.compression.run import Recipe, Run, check_positions, initial_slots
+from minicompress.compression.problem import Recipe, check_positions
+from minicompress.compression.run import Run, initial_slots
 from minicompress.evaluation.baselines import evaluate
 from minicompress.training.checkpoints import load_tree
 from minicompress.trees import flatten

@@ -8,8 +8,9 @@ import pytest
 import letters
 import strict_device
 from minicompress.arrays import to_host
+from minicompress.compression.problem import Recipe
 from minicompress.compression.queries import answer_greedily
-from minicompress.compression.run import Recipe, Run
+from minicompress.compression.run import Run
 from minicompress.compression.teacher import Teacher
 from minicompress.evaluation.baselines import evaluate, trained_prefixes
 from minicompress.evaluation.metrics import score

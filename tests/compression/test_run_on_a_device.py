@@ -5,7 +5,8 @@ import pytest
 
 import strict_device
 from minicompress.arrays import to_host
-from minicompress.compression.run import Model, Recipe, Run
+from minicompress.compression.problem import Model, Recipe
+from minicompress.compression.run import Run
 from minicompress.evaluation.baselines import evaluate, trained_prefixes
 from minicompress.trees import tree_map
 
