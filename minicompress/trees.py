@@ -35,5 +35,5 @@ def tree_map(f, tree, *others):
 
 
 def child(tree, name):
-    """tree[name], or None of None: how `grads=None` (frozen) is handed down."""
-    return None if tree is None else tree[name]
+    """tree[name], or None where there is none: how `grads=None` (frozen) is handed down, for all or a part."""
+    return None if tree is None else tree.get(name)

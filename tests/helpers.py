@@ -77,7 +77,7 @@ def read_prompted_backward(drows, cache, params, ids, grads=None):
     dslots, _ = backward(dfirst, slot_cache, dpast, grads)
     if grads is not None:
         P = dslots.shape[1]
-        embed_backward(dx, params, ids, grads, P)
+        embed_backward(dx, ids, grads, P)
         grads["wpe"]["weight"][:P] += dslots[0]
     return dslots[0]
 

@@ -79,7 +79,7 @@ BUGS = [
     Bug("the slots' positions get no gradient", "trace, gradient of the weights", prefix.read_slots_backward,
         'grads["wpe"]["weight"][: dx.shape[1]] += dx[0]', "pass"),
     Bug("the tokens' positions get it at the slots'", "trace, gradient of the weights", trace.run_both_ways,
-        "embed_backward(dx, params, ids, grads, prefix.start)", "embed_backward(dx, params, ids, grads)"),
+        "embed_backward(dx, ids, grads, prefix.start)", "embed_backward(dx, ids, grads)"),
     Bug("the slots' way through the weights is left out", "trace, gradient of the weights", trace.run_both_ways,
         "read_backward(asked, back_prompt, grads)", "read_backward(asked, back_prompt)"),
     # prompts, training, costs

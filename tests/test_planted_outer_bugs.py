@@ -53,7 +53,7 @@ BUGS = [
     Bug("targets not shifted", "language model", language_model.language_model_step,
         "tokens[rows, 1:]", "tokens[rows, :-1]"),
     Bug("positions' gradient at the wrong rows", "language model", language_model.language_model_step,
-        "embed_backward(dx, params, ids, grads, offset)", "embed_backward(dx, params, ids, grads)"),
+        "embed_backward(dx, ids, grads, offset)", "embed_backward(dx, ids, grads)"),
     Bug("arrays saved as they lie in memory", "checkpoint", checkpoints.save_arrays,
         'np.asarray(to_host(array), order="C")', "to_host(array)"),
     Bug("one-dimensional where it had no dimension", "checkpoint", checkpoints.save_arrays,

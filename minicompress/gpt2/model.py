@@ -47,7 +47,7 @@ def check_ids(ids, vocabulary, slots=0):
         raise ValueError(f"token ids span {ids.min()}..{ids.max()}; the vocabulary is 0..{vocabulary - 1}{placed}")
 
 
-def embed_backward(dx, params, ids, grads, offset=0):
+def embed_backward(dx, ids, grads, offset=0):
     """Adds dx (B, T, C) to grads["wte"], but where a slot stands, and to grads["wpe"]."""
     ids = np.asarray(ids)
     hard = dx if ids.min() >= 0 else dx * like(ids >= 0, dx)[..., None]
@@ -119,7 +119,7 @@ def backward(dhidden, cache, dpresent=None, grads=None, watch=None):
     for layer in reversed(range(len(caches))):
         if watch is not None:
             watch.append(dx)
-        block_grads = grads and grads["h"][str(layer)]
+        block_grads = child(child(grads, "h"), str(layer))
         dx, dpast = block_backward(dx, caches[layer], dpresent and dpresent[layer], block_grads)
         dpasts.append(dpast)
     if watch is not None:

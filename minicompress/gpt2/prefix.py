@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minicompress.arrays import array_module, like
-from minicompress.gpt2.model import backward, embed, embed_slots_backward, forward, positions
+from minicompress.gpt2.model import backward, embed, embed_backward, embed_slots_backward, forward, positions
 from minicompress.layers.attention import shared
+from minicompress.trees import child
 
 
 class Prefix(NamedTuple):
@@ -102,14 +103,20 @@ def predictors(params, config, prefix, ids, scored, keep="nothing"):
     first = prefix.last if prefix.last is not None else xp.zeros_like(x[:1, :1])
     hidden = xp.concatenate([xp.broadcast_to(first, (B, 1, C)), hidden], axis=1)  # (B, T, C), t predicts t
     index = like(np.flatnonzero(scored), x)
-    return hidden.reshape(-1, C)[index], (cache, index, hidden.shape, first, read, prefix.slots)
+    return hidden.reshape(-1, C)[index], (cache, index, hidden.shape, first, read, prefix)
 
 
-def predictors_backward(dhidden, cache):
-    """dhidden (N, C) -> what the rows ask of the prefix: dpast, dlast (1 or B, 1, C), dslots where they place any."""
-    cache, index, (B, T, C), first, read, slots = cache
+def predictors_backward(dhidden, cache, grads=None):
+    """dhidden (N, C) -> what the rows ask of the prefix: dpast, dlast (1 or B, 1, C), dslots where they place any.
+
+    grads: as in `backward`; of the embeddings too, where it has them and all rows begin at one position.
+    """
+    cache, index, (B, T, C), first, read, prefix = cache
     dall = array_module(dhidden).zeros((B * T, C), dhidden.dtype)
     dall[index] = dhidden
     dall = dall.reshape(B, T, C)
-    dx, dpast = backward(dall[:, 1:], cache)
-    return dpast, shared(dall[:, :1], first), None if slots is None else embed_slots_backward(dx, read, slots)
+    dx, dpast = backward(dall[:, 1:], cache, grads=grads)
+    if child(grads, "wte") is not None:
+        embed_backward(dx, read, grads, prefix.start)
+    dslots = None if prefix.slots is None else embed_slots_backward(dx, read, prefix.slots)
+    return dpast, shared(dall[:, :1], first), dslots

@@ -20,7 +20,7 @@ def attention(q, k, v, past=None, key_mask=None):
 
     q, k, v (B, H, T, D); past: keys and values, each (1 or B, H, P, D), and where it has one a
     log-mass β (1 or B, H, P): a key of mass e^β counts as e^β equal keys, β = -∞ as none.
-    key_mask (B, S), False where a row must not look. Returns out (B, H, T, D) and the cache.
+    key_mask (B, S), or (B, T, S) for each query: False where it must not look. Returns out (B, H, T, D) and the cache.
     """
     xp, T = array_module(q), q.shape[2]
     q = q * (1 / math.sqrt(q.shape[-1]))  # fewer numbers to scale than the scores
@@ -34,7 +34,7 @@ def attention(q, k, v, past=None, key_mask=None):
             before = before + past[2][..., None, :]
         scores = xp.concatenate([before, scores], axis=-1)  # (B, H, T, S)
     if key_mask is not None:
-        scores = xp.where(key_mask[:, None, None, :], scores, -math.inf)
+        scores = xp.where(key_mask[:, None] if key_mask.ndim == 3 else key_mask[:, None, None], scores, -math.inf)
     probs = softmax(scores)
     out = probs[..., -T:] @ v
     if past is not None:
@@ -71,7 +71,7 @@ def attention_in_pieces(q, k, v, past=None, key_mask=None):
     """
     P, outs, scaled, probs = past[0].shape[2] if past else 0, [], [], []
     for rows in pieces(q.shape[2]):
-        before, mask = earlier(past, k, v, rows.start), None if key_mask is None else key_mask[:, : P + rows.stop]
+        before, mask = earlier(past, k, v, rows.start), seen_by(rows, key_mask, P + rows.stop)
         out, (q_piece, *_, p) = attention(q[:, :, rows], k[:, :, rows], v[:, :, rows], before, mask)
         outs.append(out)
         scaled.append(q_piece)
@@ -98,6 +98,13 @@ def attention_in_pieces_backward(dout, cache):
             for d, before in zip(dpast, dbefore, strict=True):
                 d += shared(before[:, :, :P], d)
     return dq, dk, dv, dpast
+
+
+def seen_by(rows, key_mask, keys):
+    """Of a mask, or None, the part for these queries and so many keys."""
+    if key_mask is None:
+        return None
+    return key_mask[:, :keys] if key_mask.ndim == 2 else key_mask[:, rows, :keys]
 
 
 def pieces(T):

@@ -8,6 +8,7 @@ asked goes through the slots' own reading once. No gradient of any weight is eve
 from minicompress.arrays import to_host
 from minicompress.gpt2 import head_loss
 from minicompress.gpt2.prefix import EMBEDDINGS, predictors, predictors_backward
+from minicompress.trees import child
 
 
 def slots_gradient(model, slots, ids, scored, make_objective, shards, door=EMBEDDINGS):
@@ -37,11 +38,15 @@ def over_shards(shard, scored, make_objective, shards):
     return [result for result in shards.map(part, len(scored)) if result]
 
 
-def asked_by_rows(model, prefix, ids, scored, objective):
-    """The loss of some rows, and what they ask of the prefix before them."""
-    hidden, back = predictors(*model, prefix, ids, scored, keep="dx")
-    losses, dhidden = head_loss(model[0], hidden, objective)
-    return losses.sum(), predictors_backward(dhidden, back)
+def asked_by_rows(model, prefix, ids, scored, objective, grads=None):
+    """The loss of some rows, and what they ask of the prefix before them.
+
+    grads, if wanted, get what they ask of the model: a tree like the params, or a part of one. The rest is frozen.
+    """
+    hidden, back = predictors(*model, prefix, ids, scored, keep="grads" if grads else "dx")
+    head = grads if child(grads, "wte") is not None else None
+    losses, dhidden = head_loss(model[0], hidden, objective, head)
+    return losses.sum(), predictors_backward(dhidden, back, grads)
 
 
 def total(parts):

@@ -36,7 +36,7 @@ def language_model_step(params, config, tokens, weights, shards, offset=0):
         dhidden = array_module(flat).zeros_like(flat)
         dhidden[scored] = dscored
         dx, _ = backward(dhidden.reshape(hidden.shape), cache, grads=grads)
-        embed_backward(dx, params, ids, grads, offset)
+        embed_backward(dx, ids, grads, offset)
         return losses.sum(), grads
 
     losses, grads = zip(*shards.map(shard, len(tokens)), strict=True)

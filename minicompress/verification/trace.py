@@ -137,7 +137,7 @@ def run_both_ways(model, ids, real, scored, prompt, objective, grads):
     dx, dpast = backward(dout, back, grads=grads, watch=dhidden)
     tensors |= {"grad.ln_f": dout} | {f"grad.hidden.{layer}": d for layer, d in enumerate(reversed(dhidden))}
     if grads is not None:
-        embed_backward(dx, params, ids, grads, prefix.start)
+        embed_backward(dx, ids, grads, prefix.start)
     if prefix.last is not None:
         tensors["first_logits"] = xp.broadcast_to(logits(params, first)[:, 0], (B, config.vocab_size))
     if prompt:

@@ -50,5 +50,5 @@ def step(params, config, ids):
     objective = token_objective(ids[:, 1:].reshape(-1), x.dtype.type(1 / n) + 0 * x[..., 0].reshape(-1))
     losses, dhidden = head_loss(params, hidden.reshape(n, -1), objective, grads)
     dx, _ = backward(dhidden.reshape(hidden.shape), cache, grads=grads)
-    embed_backward(dx, params, ids[:, :-1], grads)
+    embed_backward(dx, ids[:, :-1], grads)
     return losses.mean(), grads

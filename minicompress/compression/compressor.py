@@ -1,0 +1,119 @@
+"""A trained compressor: learned once from many contexts, then one forward pass for each new one."""
+
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import islice
+from typing import Any
+
+from minicompress.compression.segments import METHODS, merge, read_segment
+from minicompress.prompts.carriers import DOORS, placed
+from minicompress.prompts.initialise import from_noise
+from minicompress.prompts.low_rank_weights import adapt, init
+from minicompress.prompts.soft_prompt import SoftPrompt
+from minicompress.training.checkpoints import save_arrays
+from minicompress.trees import flatten, tree_map, unflatten
+
+FORMAT = "minicompress compressor 1"
+
+
+def weights_of(raw, base, method):
+    """raw -> the params that read tokens, and slots; those that read the rows; the cache of `adapt`."""
+    if method.adapts == "all":
+        return (raw["params"], raw["params"]), raw["params"], None
+    adapted, cache = adapt(base, raw["low"])
+    return (base if method.adapts == "slots" else adapted, adapted), base, cache
+
+
+def begin(kind, pair, slots, rng, rank=16):
+    """raw before the first step: slots around the vocabulary's mean (Gist: at it), weights as the model's."""
+    params, _ = pair
+    raw = {"slots": from_noise(params["wte"]["weight"], slots, rng)}
+    if METHODS[kind].adapts == "all":
+        return raw | {"params": tree_map(lambda x: x.copy(), params)}
+    return raw | {"low": init(rng, params, rank)}
+
+
+def door_of(method, segments, slots):
+    """How the rows read a state of so many slots, left by these segments: where their first token stands."""
+    if method.carrier == "embeddings":
+        return DOORS["embeddings"]
+    return placed(DOORS["kv"], start_after(method, map(len, segments), slots))
+
+
+def start_after(method, lengths, slots):
+    """Of kv: the position behind the longest segment, and behind its slots where these advance the counter."""
+    return max(lengths) + slots * method.advances
+
+
+@dataclass(frozen=True)
+class Compressor:
+    """`raw` {"slots" (K, C), and "params" or "low"}; a context is cut into segments of at most `segment` tokens."""
+
+    kind: str
+    raw: dict
+    segment: int
+    provenance: dict = field(default_factory=dict)
+
+    @property
+    def method(self):
+        return METHODS[self.kind]
+
+    @cached_property
+    def slots(self):
+        """K, how many slots a segment may leave."""
+        return len(self.raw["slots"])
+
+    def stream(self, pair, ids, slots=None):
+        """ids, any iterable of token ids, however long -> the SoftPrompt after each segment.
+
+        Of the states only the last is kept, so what overwrites, or takes the mean, never grows.
+        """
+        base, config = pair
+        weights, _, _ = weights_of(self.raw, base, self.method)
+        begins = self.raw["slots"][:slots]
+        state, longest, ids = begins if self.method.writes == "state" else None, 0, iter(ids)
+        count = 0
+        while segment := list(islice(ids, self.segment)):
+            count, longest = count + 1, max(longest, len(segment))
+            own = state if self.method.writes == "state" else begins
+            left, _ = read_segment(weights, config, self.method, own, segment, state)
+            state = merge(state if count > 1 else None, left, self.method.merge, count)
+            yield self.prompt(state, longest, len(begins), count)
+
+    def prompt(self, state, longest, slots, count):
+        if self.method.carrier == "embeddings":
+            return SoftPrompt(state, provenance=self.provenance | {"segments": count})
+        offset = start_after(self.method, [longest], slots)
+        return SoftPrompt(state, "kv", "logical", offset, provenance=self.provenance | {"segments": count})
+
+    def compress(self, pair, ids, slots=None):
+        """The SoftPrompt of a whole context. Raises ValueError where there is no token, or more slots than it has."""
+        if slots is not None and not 1 <= slots <= self.slots:
+            raise ValueError(f"the compressor leaves 1 to {self.slots} slots a segment, not {slots}")
+        if not ids:
+            raise ValueError("the context has no token")
+        *_, last = self.stream(pair, ids, slots)
+        return last
+
+    def save(self, path):
+        """One safetensors file of slots and thin matrices; all weights, where these were trained, are a model's own files."""
+        arrays = {name: part for name, part in flatten(self.raw).items() if not name.startswith("params.")}
+        facts = {"kind": self.kind, "segment": self.segment, "provenance": self.provenance}
+        save_arrays(path, arrays, {"format": FORMAT, "facts": json.dumps(facts)})
+
+    @classmethod
+    def load(cls, path, params):
+        """params: of the model that the compressor belongs to. Raises ValueError where the file holds no compressor."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="numpy") as file:
+                if ((metadata := file.metadata() or {}).get("format")) != FORMAT:
+                    raise ValueError(f"its format is {metadata.get('format')!r}, not {FORMAT!r}")
+                raw: Any = unflatten({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+            facts = json.loads(metadata["facts"])
+            raw |= {"params": params} if METHODS[facts["kind"]].adapts == "all" else {}
+            return cls(facts["kind"], raw, int(facts["segment"]), facts["provenance"])
+        except (SafetensorError, LookupError, ValueError, TypeError, AttributeError, RecursionError) as reason:
+            raise ValueError(f"{path} is not a compressor of this program: {reason}") from None

@@ -1,0 +1,89 @@
+"""Compressors that read segment by segment: gradients by every oracle, horizons that cut, states that do not grow."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from segmenting import CHECKS, CONFIG, Case, K, gradient_error, horizon_case
+
+from minicompress.compression.compressor import Compressor, weights_of
+from minicompress.compression.segments import METHODS, read_segment_backward, states, states_backward
+from minicompress.trees import flatten
+from minicompress.verification.oracles import central_difference, relative_error
+
+each_kind = pytest.mark.parametrize("kind", METHODS)
+
+
+@pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS)
+def test_every_check_passes_on_the_real_source(check):
+    assert check() <= 1e-12
+
+
+@settings(max_examples=30)
+@given(kind=st.sampled_from(list(METHODS)), seed=st.integers(0, 2**32 - 1))
+def test_finite_differences(kind, seed):
+    assert gradient_error(kind, seed, central_difference, segments=2) <= 1e-6
+
+
+@each_kind
+def test_a_horizon_of_all_segments_cuts_nothing(kind):
+    case, _, segments, caches, cotangents = horizon_case(kind)
+    full, covered = (
+        states_backward(cotangents, caches, CONFIG, case.method, horizon=h) for h in (None, len(segments))
+    )
+    assert np.array_equal(full, covered)
+
+
+@pytest.mark.parametrize("kind", ["autocompressor", "ccm", "ccm-mean"])
+def test_what_lies_beyond_the_horizon_is_exactly_zero(kind):
+    """A loss on the last state alone asks nothing of any segment but the last: only its own term is left."""
+    case, _, segments, caches, cotangents = horizon_case(kind)
+    cut = states_backward([None, None, None, cotangents[3]], caches, CONFIG, case.method, horizon=1)
+    left = cotangents[3] / 4 if case.method.merge == "mean" else cotangents[3][..., -K:, :]
+    own, beyond = read_segment_backward(left, caches[3][0], CONFIG, case.method)
+    assert np.array_equal(cut, own) and np.abs(beyond).max() > 1e-6
+
+
+@each_kind
+def test_the_stream_gives_the_states_of_the_recurrence(kind):
+    case = Case(kind)
+    ids = case.rng.integers(CONFIG.vocab_size, size=9).tolist()
+    compressor = Compressor(kind, case.raw, segment=4)
+    segments = [ids[:4], ids[4:8], ids[8:]]
+    weights, _, _ = weights_of(case.raw, case.teacher[0], case.method)
+    found, _ = states(weights, CONFIG, case.method, case.raw["slots"], segments)
+    streamed = list(compressor.stream(case.teacher, iter(ids)))
+    assert all(np.array_equal(prompt.slots, state) for prompt, state in zip(streamed, found, strict=True))
+    assert np.array_equal(compressor.compress(case.teacher, ids).slots, found[-1])
+
+
+@pytest.mark.parametrize("kind", ["rmt", "ccm-mean"])
+def test_a_stream_of_twenty_windows_leaves_a_state_that_does_not_grow(kind):
+    case = Case(kind)
+    ids = (int(i) for i in case.rng.integers(CONFIG.vocab_size, size=20 * CONFIG.n_positions))
+    lengths = [prompt.length for prompt in Compressor(kind, case.raw, segment=20).stream(case.teacher, ids)]
+    assert len(lengths) >= 20 and set(lengths) == {K}
+
+
+@each_kind
+def test_a_compressor_comes_back_from_its_file(kind, tmp_path):
+    case = Case(kind)
+    made = Compressor(kind, case.raw, segment=4, provenance={"model": "m"})
+    made.save(tmp_path / "c.safetensors")
+    again = Compressor.load(tmp_path / "c.safetensors", case.raw.get("params"))
+    assert (again.kind, again.segment, again.provenance) == (made.kind, made.segment, made.provenance)
+    ours, theirs = flatten(made.raw), flatten(again.raw)
+    assert ours.keys() == theirs.keys() and all(np.array_equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_more_slots_than_were_trained_are_refused():
+    case = Case("gist")
+    with pytest.raises(ValueError, match="leaves 1 to 2 slots a segment, not 3"):
+        Compressor("gist", case.raw, segment=4).compress(case.teacher, [1, 2, 3], slots=3)
+
+
+def test_the_first_slots_do_not_depend_on_those_behind_them():
+    case = Case("gist")
+    compressor = Compressor("gist", case.raw, segment=9)
+    one, two = (compressor.compress(case.teacher, [1, 2, 3, 4], slots=k).slots for k in (1, 2))
+    assert relative_error(one, two[..., :1, :]) <= 1e-14
