@@ -97,7 +97,7 @@ class Compressor:
         return last
 
     def save(self, path):
-        """One safetensors file of slots and thin matrices; all weights, where these were trained, are a model's own files."""
+        """One safetensors file of slots and thin matrices; where all weights were trained, they are a model's files."""
         arrays = {name: part for name, part in flatten(self.raw).items() if not name.startswith("params.")}
         facts = {"kind": self.kind, "segment": self.segment, "provenance": self.provenance}
         save_arrays(path, arrays, {"format": FORMAT, "facts": json.dumps(facts)})

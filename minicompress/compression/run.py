@@ -102,6 +102,10 @@ class Run(Problem):
         offset = len(self.ids) if self.recipe.positions == "logical" else None
         return SoftPrompt(slots, self.recipe.carrier, self.recipe.positions, offset, beta, provenance=provenance)
 
+    def made(self):
+        """What the table shows of this run: the slots as they began, and as they are."""
+        return {"init": self.as_prompt(self.initial), "sigma": self.as_prompt(self.slots)}
+
     def prompt(self):
         """The slots as they are now, and as they began, on the host; and where they come from."""
         sizes = {"context_tokens": len(self.ids), "queries": len(self.train)}

@@ -13,17 +13,16 @@ from minicompress.evaluation.metrics import gap_closed, score
 from minicompress.gpt2.prefix import Prefix, predictors, read_tokens
 
 
-def prefixes(run):
-    """{name: prefix} of the cheap rows: none, full, first and last k tokens, the slots before and after training."""
-    pair, k = run.model.pair, run.recipe.slots
-    return {
-        "none": Prefix(),
-        "full": read_tokens(*pair, run.ids),
-        "first": read_tokens(*pair, run.ids[:k]),
-        "last": read_tokens(*pair, run.ids[-k:]),
-        "init": run.as_prompt(run.initial).prefix(*pair),
-        "sigma": run.as_prompt(run.slots).prefix(*pair),
-    }
+def prefixes(problem, made=None, reader=None):
+    """{name: prefix} of the cheap rows: none, full, first and last k tokens, and what was `made` of the context.
+
+    made: {"sigma": a SoftPrompt, and "init", as it began}; default: as a run has them. reader: the pair that reads
+    these, where a compressor has trained a model of its own.
+    """
+    pair, ids, k = problem.model.pair, problem.ids, problem.recipe.slots
+    read = {"full": ids, "first": ids[:k], "last": ids[-k:]}
+    rows = {"none": Prefix()} | {name: read_tokens(*pair, some) for name, some in read.items()}
+    return rows | {name: prompt.prefix(*(reader or pair)) for name, prompt in (made or problem.made()).items()}
 
 
 def trained_prefixes(run, other_text, progress=None):
@@ -40,38 +39,43 @@ def trained_prefixes(run, other_text, progress=None):
     return {name: r.as_prompt(r.slots).prefix(*run.model.pair) for name, r in (("other", wrong), ("queries", task))}
 
 
-def evaluate(run, extra=None):
-    """Scores of every row on the held-out queries -> a dict ready for JSON: rows, gap, costs."""
+def evaluate(run, extra=None, made=None, reader=None):
+    """Scores of every row on the held-out queries -> a dict ready for JSON: rows, gap, costs.
+
+    run: or a Problem, with what was `made` of it and the pair that reads this; extra: more rows, {name: prefix}.
+    """
     held = Teacher(run.teacher.pair, run.read, run.held, run.shards)
-    rows = prefixes(run) | (extra or {})
+    rows = prefixes(run, made, reader) | (extra or {})
     model, shards = run.model, run.shards
-    scores = {name: score(*model[:2], prefix, run.held, held, shards) for name, prefix in rows.items()}
+    reads = lambda name: reader if reader and name == "sigma" else model.pair
+    scores = {n: score(reads(n), model.tokenizer, prefix, run.held, held, shards) for n, prefix in rows.items()}
     table = {}
     for name, prefix in rows.items():
         s = scores[name]
         gap, interval = gap_closed(scores["none"], s, np.random.default_rng(run.recipe.seed))
         table[name] = {"positions": prefix.length, "kl": s.mean_kl, "kl_p95": s.p95_kl, "gap_closed": gap,
                        "gap_closed_interval": interval, "top1_agreement": s.agreement, "recall": s.recall}  # fmt: skip
-    return {"rows": table, "queries": len(run.held), **costs(run)}
+    return {"rows": table, "queries": len(run.held), **costs(run, made, reader)}
 
 
-def costs(run):
+def costs(run, made=None, reader=None):
     """Ratio, bytes of keys and values, and after how many queries the compression has paid for itself."""
-    config, k, n = run.model.pair[1], run.recipe.slots, len(run.ids)
+    pair, made = reader or run.model.pair, (made or run.made())["sigma"]
+    config, k, n = pair[1], made.length, len(run.ids)
     per_position = 2 * config.n_layer * config.n_embd * run.model.wte.dtype.itemsize
     ids, scored = pad(run.held[:1])
 
-    def seconds(read):
+    def seconds(pair, read):
         times = []
         for _ in range(5):
             start = time.perf_counter()
-            to_host(predictors(*run.model.pair, read(), ids, scored, keep="nothing")[0])
+            to_host(predictors(*pair, read(*pair), ids, scored, keep="nothing")[0])
             times.append(time.perf_counter() - start)
         return float(np.median(times))
 
-    full = seconds(lambda: read_tokens(*run.model.pair, run.ids))
-    sigma = seconds(lambda: run.as_prompt(run.slots).prefix(*run.model.pair))
-    return {"slots": k, "context_tokens": n, "ratio": n / k, "kv_bytes_context": n * per_position,
+    full = seconds(run.model.pair, lambda *pair: read_tokens(*pair, run.ids))
+    sigma = seconds(pair, made.prefix)
+    return {"slots": k, "context_tokens": n, "ratio": n / k if k else None, "kv_bytes_context": n * per_position,
             "kv_bytes_slots": k * per_position, "seconds": run.seconds, "seconds_per_query_full": full,
             "seconds_per_query_sigma": sigma,
             "break_even_queries": run.seconds / (full - sigma) if full > sigma else None}  # fmt: skip

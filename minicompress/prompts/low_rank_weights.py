@@ -70,10 +70,15 @@ class LowRankWeights:
         """How many numbers."""
         return sum(array.size for array in flatten(self.low).values())
 
-    def stands(self, pair):
-        """The model as it has become, and what stands before its rows: nothing."""
-        params, config = pair
-        return (adapt(params, self.low, self.alpha)[0], config), Prefix()
+    length = 0  # positions that it takes
+
+    def prefix(self, params, config):
+        """What stands before the rows: nothing."""
+        return Prefix()
+
+    def reader(self, params, config):
+        """The pair (params, config) that the model has become."""
+        return adapt(params, self.low, self.alpha)[0], config
 
     def save(self, path):
         """One safetensors file, its tensors named `h.0.attn.c_attn.a` and `.b`."""

@@ -46,9 +46,10 @@ def evaluation_table(result):
 
 def cost_line(result):
     """Ratio, bytes and seconds in one sentence."""
-    even = result["break_even_queries"]
+    even, ratio = result["break_even_queries"], result["ratio"]
+    fewer = f"{ratio:.1f} times fewer positions" if ratio else "which take no position"
     return (
-        f"{result['context_tokens']:,} tokens in {result['slots']} slots: {result['ratio']:.1f} times fewer positions, "
+        f"{result['context_tokens']:,} tokens in {result['slots']} slots: {fewer}, "
         f"keys and values {result['kv_bytes_context'] / 1024:,.0f} -> {result['kv_bytes_slots'] / 1024:,.0f} KiB; "
         f"{result['seconds']:.1f} s to make, "
         + (f"paid back after {even:,.0f} queries" if even else "which a query of this length does not pay back")
