@@ -7,6 +7,7 @@ from minicompress.cli.compress import compress
 from minicompress.cli.exchange import export, import_
 from minicompress.cli.golden import golden
 from minicompress.cli.inspect import inspect
+from minicompress.cli.train import train_compressor
 from minicompress.cli.tune import tune
 from minicompress.cli.use import ask, generate
 from minicompress.cli.verify import diff, trace
@@ -23,6 +24,7 @@ __all__ = [
     "inspect",
     "main",
     "trace",
+    "train_compressor",
     "tune",
 ]
 

@@ -8,9 +8,11 @@ from rich.console import Console
 
 from minicompress import commands
 from minicompress.cli.common import Device, Json, ModelDir, app, aside, bar, show, take_up
+from minicompress.cli.produce import compress_once
 from minicompress.compression.objectives import DIVERGENCES, LOSSES, TOP_K
 from minicompress.compression.problem import QUERY_TOKENS, Recipe, check_positions
 from minicompress.compression.run import Run
+from minicompress.compression.segments import METHODS
 from minicompress.evaluation.baselines import evaluate, trained_prefixes
 from minicompress.prompts.carriers import DOORS, POSITIONS
 from minicompress.report.table import cost_line, evaluation_table
@@ -27,13 +29,16 @@ def compress(
     teacher: Annotated[
         Path | None, typer.Option(help="another model of the same vocabulary; default: the model itself")
     ] = None,
-    slots: Annotated[int, typer.Option(help="how many vectors")] = 8,
+    slots: Annotated[int | None, typer.Option(help="how many vectors; default 8, or all that a compressor has")] = None,
     carrier: Annotated[str, typer.Option(help="what slots are: embeddings, hidden or kv")] = "embeddings",
     positions: Annotated[
         str, typer.Option(help="where tokens begin: compact (after the slots), logical (after the context), unshifted")
     ] = "compact",
     beta: Annotated[bool, typer.Option("--beta", help="kv: train a log-mass for every key as well")] = False,
-    producer: Annotated[str, typer.Option(help="how slots are made: gradient")] = "gradient",
+    producer: Annotated[str | None, typer.Option(help=f"gradient, or of a --compressor: {', '.join(METHODS)}")] = None,
+    compressor: Annotated[
+        Path | None, typer.Option(help="a folder that train-compressor made: slots in one reading")
+    ] = None,
     queries: Annotated[
         Path | None, typer.Option(help='lines {"question": …, "answer": …} or text; default: self-study')
     ] = None,
@@ -63,7 +68,11 @@ def compress(
     """Compress a CONTEXT into a soft prompt, and print what it is worth."""
     commands.check_choice("--carrier", carrier, *DOORS)
     commands.check_choice("--positions", positions, *POSITIONS)
-    commands.check_choice("--producer", producer, "gradient")
+    commands.check_choice("--producer", producer or "gradient", "gradient", *METHODS)
+    if producer in METHODS and not compressor:
+        raise ValueError(f"--producer {producer} is trained first: name its folder with --compressor DIR")
+    if producer == "gradient" and compressor:
+        raise ValueError("--compressor makes slots in one reading, and --producer gradient trains them; leave out one")
     commands.check_choice("--loss", loss, *LOSSES)
     commands.check_choice("--baselines", baselines, "cheap", "all")
     commands.check_at_least(0, steps=steps, seed=seed)
@@ -85,8 +94,14 @@ def compress(
     student = commands.open_model(model, device)
     reader = commands.open_model(teacher, device) if teacher else student
     top = (top_k or 20) if loss in TOP_K else None  # 20 as in Cartridges
-    recipe = Recipe(slots, loss, temperature, steps, lr, rows, seed, init, self_study, carrier, positions, beta, top)
+    recipe = Recipe(slots or Recipe.slots, loss, temperature, steps, lr, rows, seed, init, self_study, carrier,
+                    positions, beta, top)  # fmt: skip
     checkpoint = out.with_name(out.name + ".checkpoint")
+    if compressor:
+        with Shards(threads) as shards:
+            asked = recipe, queries, evaluate_on, shards
+            result = compress_once(compressor, producer, slots, student, text, device, out, asked)
+        return tell(result, as_json)
     with Shards(threads) as shards:
         with aside.status("the teacher reads the context and writes questions" if not queries else "the teacher reads"):
             run = Run(student, reader, text, recipe, queries, evaluate_on, shards)
@@ -99,14 +114,21 @@ def compress(
         extra = train_controls(run, other_text) if other_text else None
         with aside.status("evaluating on the held-out queries"):
             result = evaluate(run, extra)
-    result |= summary(result) | {
+    result |= {
         "steps": steps,
         "out": str(out),
         "seconds_per_step": run.seconds_training / max(1, steps),
     }
-    if not as_json:
+    tell(result, as_json)
+
+
+def tell(result: dict, as_json: bool) -> None:
+    """The table, if there is one, and the costs; or all of it as JSON."""
+    result |= summary(result) if "rows" in result else {}
+    if "rows" in result and not as_json:
         Console().print(evaluation_table(result))
-    show(result, as_json, cost_line(result) + f"\nwritten to {out}")
+    made = f"{result['context_tokens']:,} tokens in {result['slots']} slots, {result['seconds']:.2f} s to make"
+    show(result, as_json, (cost_line(result) if "rows" in result else made) + f"\nwritten to {result['out']}")
 
 
 def check_controls(run: Run, other: str | None) -> None:
@@ -140,6 +162,6 @@ def train_controls(run: Run, other: str) -> dict:
 def summary(result: dict) -> dict:
     """The table's main numbers under flat names."""
     rows = result["rows"]
-    flat = {f"kl_{name}": rows[name]["kl"] for name in ("none", "init", "sigma")}
+    flat = {f"kl_{name}": rows[name]["kl"] for name in ("none", "init", "sigma") if name in rows}
     flat |= {f"recall_{name}": rows[name]["recall"] for name in ("full", "none", "sigma")}
     return flat | {name: rows["sigma"][name] for name in ("gap_closed", "gap_closed_interval", "top1_agreement")}

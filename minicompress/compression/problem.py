@@ -106,7 +106,7 @@ class Problem:
         self.check_room(tokens_of_a_query=QUERY_TOKENS)
         self.files = queries_file, evaluate_on
         self.hashes = {"model": model.hash, "teacher": teacher.hash, "context": text_hash(text)}
-        self.start = time.perf_counter()
+        self.start, self.seconds = time.perf_counter(), 0.0  # of what is made of it
         self.read = read_tokens(*teacher.pair, self.ids)
         self.train, self.held = gather_queries(teacher, self.read, recipe, shards, queries_file)
         if evaluate_on:
