@@ -62,6 +62,18 @@ def gradient_error(kind, seed=0, oracle=complex_step, slots=None, segments=3):
     return max(relative_error(mean, f(case.raw)[0]), *tree_errors(oracle, f, case.raw, draw, np.ones(1), case.rng).values())
 
 
+def weights_error(seed=0):
+    """The mean over all that is asked, against the means of each alone, put together by weight and number of places."""
+    case = Case("500x", seed)
+    mean, _ = case.gradient()
+    parts = [(example.segments, asked) for example in case.examples for asked in example.asked]
+    total = mass = 0
+    for segments, asked in parts:
+        case.examples = [Example(segments, [asked])]
+        total, mass = total + asked.mass * case.gradient()[0], mass + asked.mass
+    return relative_error(mean, total / mass)
+
+
 def state_loss(weights, method, slots, segments, cotangents, horizon=None):
     """Σ <cotangent, state>, where before every horizon-th segment the state is replaced by its real value, held fast."""
     state, total = slots if method.writes == "state" else None, 0
@@ -121,4 +133,4 @@ CHECKS |= {
     for kind in ("autocompressor", "rmt", "ccm", "ccm-mean")
     for h in (1, 2, 4, None)
 }
-CHECKS |= {"mask and cache": masked_gist_error}
+CHECKS |= {"mask and cache": masked_gist_error, "weights": weights_error}
