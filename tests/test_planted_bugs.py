@@ -8,6 +8,7 @@ Where the old text is gone because the source was rewritten, say the same bug in
 import inspect
 import re
 import sys
+import textwrap
 from dataclasses import dataclass
 
 import pytest
@@ -224,7 +225,7 @@ def planted_error(bug, checks, monkeypatch, impossible=()):
 
 def plant(bug, monkeypatch):
     """Puts the edited function's code into the real one, wherever it is held; an edited class, in every module."""
-    source = inspect.getsource(bug.function)
+    source = textwrap.dedent(inspect.getsource(bug.function))  # of a method too
     assert source.count(bug.old) == 1, f"{bug.old!r} is not once in {bug.function.__name__}: rewrite this plant"
     name, scope = bug.function.__name__, {}
     if inspect.isfunction(bug.function):  # without a decorator, which would register the edited one for good

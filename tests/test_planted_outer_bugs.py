@@ -4,7 +4,7 @@ import pytest
 
 import outer_checks
 import run_checks
-from minicompress.compression import gradient, queries, run
+from minicompress.compression import gradient, problem, queries, run
 from minicompress.evaluation import baselines, metrics
 from minicompress.prompts import initialise, soft_prompt
 from minicompress.training import adamw, checkpoints, language_model, schedules, shards
@@ -86,7 +86,7 @@ BUGS = [
         '"step": facts["step"]', '"step": 0'),
     Bug("checkpoints of another recipe are taken up", "foreign checkpoints", checkpoints.load_own,
         "if (theirs := facts.get(name)) == value", 'if name == "recipe" or (theirs := facts.get(name)) == value'),
-    Bug("the teacher is no part of a run", "foreign checkpoints", run.Run,
+    Bug("the teacher is no part of a run", "foreign checkpoints", problem.Problem.__init__,
         ' "teacher": teacher.hash,', ""),
     Bug("the same batches by every seed", "batches", gradient.train_slots,
         "default_rng((seed, step))", "default_rng(step)"),
@@ -102,7 +102,7 @@ BUGS = [
         "self.as_prompt(tree_map(to_host, self.slots)", "self.as_prompt(tree_map(to_host, self.initial)"),
     Bug("the teacher's temperature forgotten", "temperature", run.Run,
         "shards, temperature=recipe.temperature)", "shards)"),
-    Bug("trained on what is evaluated", "evaluate on", run.Run,
+    Bug("trained on what is evaluated", "evaluate on", problem.Problem.__init__,
         "[q for q in written if q.key not in asked]", "written"),
     Bug("the letters of its name instead of words drawn", "starts", initialise.initialise,
         'name == "vocab" and', 'name == "words" and'),
@@ -110,7 +110,7 @@ BUGS = [
         'context_ids if how in ("text", "first") else', "context_ids if True else"),
     Bug("the same start by every seed", "starts", run.initial_slots,
         "(recipe.seed, 2)", "2"),
-    Bug("the last position is never used", "positions", run.check_positions,
+    Bug("the last position is never used", "positions", problem.check_positions,
         "need > config.n_positions", "need >= config.n_positions"),
     # queries
     Bug("held out by row, not by question", "hold out", queries.hold_out,
@@ -145,9 +145,9 @@ BUGS = [
     Bug("spaces around an answer count", "recall", metrics.recall,
         "q.answer.strip()", "q.answer"),
     Bug("the last tokens are one too few", "rows", baselines.prefixes,
-        "run.ids[-k:]", "run.ids[1 - k :]"),
+        "ids[-k:]", "ids[1 - k :]"),
     Bug("the ratio upside down", "costs", baselines.costs,
-        "n / k,", "k / n,"),
+        "n / k if", "k / n if"),
     Bug("two bytes for every number", "costs", baselines.costs,
         "run.model.wte.dtype.itemsize", "2"),
 ]  # fmt: skip

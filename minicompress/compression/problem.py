@@ -8,13 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minicompress.arrays import like
-from minicompress.compression.queries import ROWS, START, file_queries, hold_out, self_study
+from minicompress.compression.queries import file_queries
+from minicompress.compression.sources import QUERY_TOKENS, gather, settled, split, split_text
 from minicompress.gpt2 import Config
 from minicompress.gpt2.prefix import read_tokens
 from minicompress.prompts.soft_prompt import text_hash
 from minicompress.trees import tree_map
-
-QUERY_TOKENS = 48  # room for a question and its answer
 
 
 class Model(NamedTuple):
@@ -68,25 +67,12 @@ class Recipe:
     positions: str = "compact"
     beta: bool = False
     top_k: int | None = None  # of the losses that read the teacher's likeliest tokens alone
-
-
-def gather_queries(teacher, context_prefix, recipe, shards, queries_file=None):
-    """The training and the held-out queries, of a file or written by the teacher as it reads the context."""
-    rng = np.random.default_rng((recipe.seed, 1))
-    if queries_file is None:
-        room = teacher.pair[1].n_positions - context_prefix.length - len(teacher.tokenizer.encode(START).ids)
-        groups = [min(ROWS, recipe.self_study - i) for i in range(0, recipe.self_study, ROWS)]
-        rngs = rng.spawn(len(groups))
-        written = shards.map(
-            lambda part: [
-                self_study(teacher.pair, teacher.tokenizer, context_prefix, n, r, min(QUERY_TOKENS, room))
-                for n, r in zip(groups[part], rngs[part], strict=True)
-            ],
-            len(groups),
-        )
-        unique = {tuple(q.ids): q for group in written for some in group for q in some}
-        return hold_out(list(unique.values()), 0.2, rng)
-    return hold_out(file_queries(teacher, context_prefix, queries_file), 0.2, rng)
+    queries: str = "self-study"  # one of SOURCES, or "file"
+    answers: str | None = None  # the teacher's own anew, greedy or sampled
+    seed_prompt: tuple | None = None  # texts from which self-study begins
+    chunk: int | None = None  # tokens of the context that are read, or of the text that are scored, at a time
+    continuation_share: float | None = None
+    refresh: int | None = None  # steps between two writings of the student's
 
 
 class Problem:
@@ -97,10 +83,11 @@ class Problem:
     """
 
     def __init__(self, model, teacher, text, recipe, queries_file=None, evaluate_on=None, shards=None):
-        self.model, self.teacher, self.text, self.recipe, self.shards = model, teacher, text, recipe, shards
+        self.model, self.teacher, self.text, self.shards = model, teacher, text, shards
+        self.recipe = recipe = settled(recipe, queries_file)
         if model.tokenizer.get_vocab() != teacher.tokenizer.get_vocab():
             raise ValueError("teacher and student have different vocabularies; distillation needs the same tokens")
-        self.ids = model.tokenizer.encode(text).ids
+        self.ids, after = split_text(model.tokenizer.encode(text).ids, recipe)
         for reader in (teacher, model):
             check_positions(reader.pair[1], context_tokens=len(self.ids), tokens_of_a_query=QUERY_TOKENS)
         self.check_room(tokens_of_a_query=QUERY_TOKENS)
@@ -108,9 +95,11 @@ class Problem:
         self.hashes = {"model": model.hash, "teacher": teacher.hash, "context": text_hash(text)}
         self.start, self.seconds = time.perf_counter(), 0.0  # of what is made of it
         self.read = read_tokens(*teacher.pair, self.ids)
-        self.train, self.held = gather_queries(teacher, self.read, recipe, shards, queries_file)
+        queries = gather(teacher, self.ids, after, self.read, recipe, shards, queries_file)
+        self.train, self.held = split(queries, recipe)
         if evaluate_on:
-            self.held, written = file_queries(teacher, self.read, evaluate_on), self.train + self.held
+            written = self.train + [q for q in self.held if q not in self.train]
+            self.held = file_queries(teacher, self.read, evaluate_on)
             asked = {q.key for q in self.held}
             self.train = [q for q in written if q.key not in asked]
         if not self.train or not self.held:
@@ -130,4 +119,5 @@ class Problem:
     def facts(self):
         """What this is, as far as numbers depend on it; an option that says nothing is left out."""
         said = {name: value for name, value in asdict(self.recipe).items() if value is not None}
+        said |= {"seed_prompt": list(self.recipe.seed_prompt)} if self.recipe.seed_prompt else {}  # as JSON has it
         return self.hashes | {"recipe": said, "shards": self.shards.n}

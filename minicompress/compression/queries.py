@@ -23,17 +23,26 @@ class Query:
     start: int
     question: str | None = None
     answer: str | None = None  # as its author gave it, to be recalled word for word
+    places: tuple | None = None  # of y, where not all of it is scored
 
     @property
     def key(self):
         """What two queries share that ask the same."""
         return self.question or tuple(self.ids)
 
+    @property
+    def targets(self):
+        """The places in `ids` that are scored."""
+        return range(self.start, len(self.ids)) if self.places is None else self.places
+
 
 def pad(queries):
     """Rows of one batch -> ids (B, T), scored (B, T), padded on the right."""
-    scored = [[False] * q.start + [True] * (len(q.ids) - q.start) for q in queries]
-    return pad_rows([q.ids for q in queries]), pad_rows(scored, False)
+    ids = pad_rows([q.ids for q in queries])
+    scored = np.zeros(ids.shape, bool)
+    for row, query in zip(scored, queries, strict=True):
+        row[list(query.targets)] = True
+    return ids, scored
 
 
 def question_query(tokenizer, question, answer, known=None):
@@ -94,11 +103,14 @@ def read_text(path):
     return text
 
 
-def file_queries(teacher, context_prefix, path):
-    """Queries of a file; where an answer is not given, the teacher's own, as it reads the context."""
+def file_queries(teacher, context_prefix, path, rng=None):
+    """Queries of a file; where an answer is not given, the teacher's own, as it reads the context.
+
+    That is its likeliest, token by token; with an rng it is drawn.
+    """
     found = read_queries(read_text(path).splitlines(), path)
     asked = [entry[0] for entry in found if isinstance(entry, tuple) and entry[1] is None]
-    own = answer_greedily(teacher.pair, teacher.tokenizer, context_prefix, asked) if asked else []
+    own = own_answers(teacher.pair, teacher.tokenizer, context_prefix, asked, rng) if asked else []
     answers, queries = dict(zip(asked, own, strict=True)), []
     for entry in found:
         if isinstance(entry, str):
@@ -117,24 +129,27 @@ def line_ends(tokenizer, lines):
     return lambda row, new: tokenizer.decode(new).count("\n") >= lines
 
 
-def self_study(model, tokenizer, prefix, count, rng, steps=48, temperature=1.0):
+def self_study(model, tokenizer, prefix, count, rng, steps=48, temperature=1.0, seed_prompt=START):
     """The teacher, having read the context, writes `count` questions with answers; repeats are dropped.
 
-    Each starts from `Q:` and ends with the second line. Lines of any other form are kept whole as
-    plain text, so that a teacher which does not ask questions still shows what it would say.
+    Each starts from the seed prompt and ends with the second line. Lines of any other form are kept whole as
+    plain text, so that a teacher which does not ask questions still shows what it would say; behind a seed
+    prompt that is no `Q:` all that it writes is scored.
     """
-    start = tokenizer.encode(START).ids
+    start = tokenizer.encode(seed_prompt).ids
     rows = generate(
         *model, [start] * count, steps, prefix, line_ends(tokenizer, 2), rng=rng, temperature=temperature, top_p=0.95
     )
     queries, seen = [], set()
     for new in rows:
-        text = START + tokenizer.decode(new)
+        text = seed_prompt + tokenizer.decode(new)
         if text in seen:
             continue
         seen.add(text)
         question, mark, answer = text.partition("\nA:")
-        if mark and answer.strip():
+        if not text.startswith(START):
+            queries.append(Query(start + new, len(start)))
+        elif mark and answer.strip():
             queries.append(question_query(tokenizer, question[len(START) :].strip(), answer.strip()))
         elif query := text_query(tokenizer, text):
             queries.append(query)
@@ -142,17 +157,24 @@ def self_study(model, tokenizer, prefix, count, rng, steps=48, temperature=1.0):
 
 
 def answer_greedily(model, tokenizer, prefix, questions, steps=32):
-    """The model's own answers to the questions, as texts."""
+    """The model's own answers to the questions, as texts, token by token the likeliest."""
+    return own_answers(model, tokenizer, prefix, questions, None, steps)
+
+
+def own_answers(model, tokenizer, prefix, questions, rng, steps=32):
+    """The model's own answers to the questions, as texts: drawn, or without an rng the likeliest."""
+    sampling = {} if rng is None else {"rng": rng, "temperature": 1.0}
     rows = [tokenizer.encode(FORM.format(question=question)).ids for question in questions]
-    return write_lines(model, tokenizer, prefix, rows, steps)
+    return write_lines(model, tokenizer, prefix, rows, steps, **sampling)
 
 
-def write_lines(model, tokenizer, prefix, rows, steps=32):
+def write_lines(model, tokenizer, prefix, rows, steps=32, **sampling):
     """What the model writes after each row of ids, up to the line's end or the last position, as texts."""
     ends = np.array([len(row) for row in rows]) + (prefix.start if prefix else 0)
     room = model[1].n_positions - int(ends.max())
     groups = [rows[i : i + ROWS] for i in range(0, len(rows), ROWS)]
-    write = lambda some: generate(*model, some, max(1, min(steps, room)), prefix, line_ends(tokenizer, 1))
+    steps, ends = max(1, min(steps, room)), line_ends(tokenizer, 1)
+    write = lambda some: generate(*model, some, steps, prefix, ends, **sampling)
     return [tokenizer.decode(new).split("\n")[0].strip() for some in groups for new in write(some)]
 
 

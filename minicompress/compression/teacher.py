@@ -24,7 +24,7 @@ class Teacher:
             for start in range(part.start, part.stop, rows):
                 chosen = queries[start : min(start + rows, part.stop)]
                 hidden, _ = predictors(*model, prefix, *pad(chosen), keep="nothing")
-                found += split(hidden, [len(q.ids) - q.start for q in chosen])
+                found += split(hidden, [len(q.targets) for q in chosen])
             return found
 
         self.states = [state for found in shards.map(states, len(queries)) for state in found]  # for each query (n, C)
