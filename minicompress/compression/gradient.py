@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from minicompress.arrays import like
-from minicompress.compression.objectives import divergence, likelihood
+from minicompress.compression.objectives import objective_of, read_loss
 from minicompress.compression.queries import pad
 from minicompress.gpt2.prefix import EMBEDDINGS
 from minicompress.prompts.gradient import slots_gradient
@@ -14,22 +14,23 @@ from minicompress.training.schedules import warmup_cosine
 
 
 def train_slots(model, slots, state, queries, teacher, steps, *, shards, loss="kl", temperature=1.0,
-                lr=0.03, rows=32, seed=0, on_step=None, door=EMBEDDINGS, top_k=None):  # fmt: skip
-    """Adam on the slots for `steps` steps, in place, from state["step"] on.
+                lr=0.03, rows=32, seed=0, on_step=None, door=EMBEDDINGS, top_k=None, until=None):  # fmt: skip
+    """Adam on the slots for `steps` steps, in place, from state["step"] on, or only until step `until` of them.
 
-    Each step takes `rows` queries, drawn from (seed, step) alone: a resumed run sees the same
-    batches. on_step(step, loss, norm) may raise to stop; slots and state are then as after that step.
+    Each step takes `rows` queries, drawn from (seed, step) alone: a resumed run sees the same batches.
+    on_step(step, loss, norm) may raise to stop; all is then as after that step.
     """
-    while state["step"] < steps:
+    terms = read_loss(loss, top_k)
+    while state["step"] < min(steps, until or steps):
         step = state["step"]
         rng = np.random.default_rng((seed, step))
         numbers = np.sort(rng.choice(len(queries), min(rows, len(queries)), replace=False))
         ids, scored = pad([queries[i] for i in numbers])
 
         def objective(part, weight):
-            if loss == "likelihood":  # the rows' answers are the teacher's own
-                return likelihood(like(ids[part][scored[part]], model[0]["wte"]["weight"]), weight)  # noqa: B023
-            return divergence(loss, teacher.logp(numbers[part]), weight, temperature, top_k)  # noqa: B023
+            logp = lambda: teacher.logp(numbers[part])  # noqa: B023
+            targets = lambda: like(ids[part][scored[part]], model[0]["wte"]["weight"])  # noqa: B023
+            return objective_of(terms, weight, logp, targets, temperature)
 
         mean, dslots = slots_gradient(model, slots, ids, scored, objective, shards, door)
         norm = clip_by_global_norm(dslots, math.inf)  # nothing is clipped, and what is not finite is refused

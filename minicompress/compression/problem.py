@@ -3,11 +3,13 @@
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from minicompress.arrays import like
+from minicompress.compression.cache import kept
 from minicompress.compression.queries import file_queries
 from minicompress.compression.sources import QUERY_TOKENS, gather, settled, split, split_text
 from minicompress.gpt2 import Config
@@ -73,6 +75,7 @@ class Recipe:
     chunk: int | None = None  # tokens of the context that are read, or of the text that are scored, at a time
     continuation_share: float | None = None
     refresh: int | None = None  # steps between two writings of the student's
+    places: str = "all"  # that are scored in training: all, changed or first:N
 
 
 class Problem:
@@ -82,7 +85,7 @@ class Problem:
     to learn from and to be judged by. Raises ValueError where the parts do not fit together.
     """
 
-    def __init__(self, model, teacher, text, recipe, queries_file=None, evaluate_on=None, shards=None):
+    def __init__(self, model, teacher, text, recipe, queries_file=None, evaluate_on=None, shards=None, cache=None):
         self.model, self.teacher, self.text, self.shards = model, teacher, text, shards
         self.recipe = recipe = settled(recipe, queries_file)
         if model.tokenizer.get_vocab() != teacher.tokenizer.get_vocab():
@@ -95,7 +98,8 @@ class Problem:
         self.hashes = {"model": model.hash, "teacher": teacher.hash, "context": text_hash(text)}
         self.start, self.seconds = time.perf_counter(), 0.0  # of what is made of it
         self.read = read_tokens(*teacher.pair, self.ids)
-        queries = gather(teacher, self.ids, after, self.read, recipe, shards, queries_file)
+        keep = partial(kept, cache, recipe, self.hashes, len(teacher.wte))
+        queries = gather(teacher, self.ids, after, self.read, recipe, shards, queries_file, keep)
         self.train, self.held = split(queries, recipe)
         if evaluate_on:
             written = self.train + [q for q in self.held if q not in self.train]

@@ -63,8 +63,11 @@ def split_text(ids, recipe):
     return ids[:n], ids[n:]
 
 
-def gather(teacher, ids, after, read, recipe, shards, queries_file=None):
-    """All queries of the recipe's source, before any is held out; `read` is the teacher's prefix of ids."""
+def gather(teacher, ids, after, read, recipe, shards, queries_file=None, keep=lambda write: write()):
+    """All queries of the recipe's source, before any is held out; `read` is the teacher's prefix of ids.
+
+    What the teacher writes goes through keep(write), which may know it already.
+    """
     rng = np.random.default_rng((recipe.seed, 1))
     sampled = rng.spawn(1)[0] if recipe.answers == "sampled" else None
     if recipe.queries == "file":
@@ -73,10 +76,15 @@ def gather(teacher, ids, after, read, recipe, shards, queries_file=None):
         return pieces(ids, recipe.chunk or QUERY_TOKENS)
     if recipe.queries == "continuation":
         return continued(after, recipe.chunk or max(1, min(QUERY_TOKENS, len(after) // 5)))
+    return keep(lambda: written(teacher, ids, read, recipe, shards, rng, sampled))
+
+
+def written(teacher, ids, read, recipe, shards, rng, sampled):
+    """What the teacher writes of itself, having read the context or a chunk of it; `sampled` draws its answers anew."""
     room = teacher.pair[1].n_positions - read.length
     if recipe.queries == "context-free":
         return spread(lambda n, rng: freely(teacher.pair, read, n, rng, room), [recipe.self_study], rng, shards)
-    prefixes = [read] if not recipe.chunk else [read_tokens(*teacher.pair, some) for some in cut(ids, recipe.chunk)]
+    prefixes = [read_tokens(*teacher.pair, some) for some in cut(ids, recipe.chunk)] if recipe.chunk else [read]
     found = study(teacher, prefixes, recipe, rng, shards, room)
     return answered(teacher, read, found, recipe.answers, sampled)
 

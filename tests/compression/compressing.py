@@ -4,7 +4,7 @@ import numpy as np
 
 from checks import textbook_divergence
 from helpers import TINY, directional_error, random_params
-from minicompress.compression.objectives import TOP_K, divergence, likelihood
+from minicompress.compression.objectives import TOP_K, objective_of, read_loss
 from minicompress.compression.queries import Query, pad
 from minicompress.compression.teacher import Teacher
 from minicompress.evaluation.metrics import Scores, gap_closed, score
@@ -18,6 +18,8 @@ from minicompress.verification.oracles import complex_step, relative_error
 
 TOP = 4  # of 17 tokens
 OTHERS = ("reverse-kl", "js", "top-k", "top-k-renormalised", "top-k-tail")  # than kl and likelihood
+
+SUMS = ("kl+0.5*likelihood", "js:0.3", "0.7*js:0.9+2*top-k-tail+reverse-kl")
 
 
 class Problem:
@@ -38,11 +40,10 @@ class Problem:
 
     def objectives(self, loss, temperature, shards):
         """make_objective, as `train_slots` makes it."""
-        if loss == "likelihood":
-            return lambda part, weight: likelihood(self.ids[part][self.scored[part]], weight)
         teacher, numbers = self.teacher(shards, temperature), np.arange(len(self.queries))
-        k = TOP if loss in TOP_K else None
-        return lambda part, weight: divergence(loss, teacher.logp(numbers[part]), weight, temperature, k)
+        terms, logp = read_loss(loss, TOP), lambda part: lambda: teacher.logp(numbers[part])
+        targets = lambda part: lambda: self.ids[part][self.scored[part]]
+        return lambda part, weight: objective_of(terms, weight, logp(part), targets(part), temperature)
 
     def gradient(self, loss="kl", temperature=1.0, shards=1):
         with Shards(shards) as threads:
@@ -90,6 +91,25 @@ def definition_error(loss="kl", temperature=2.0):
         kind = kind if kind in ("js", "reverse kl") else f"{kind} kl"
         truth = textbook_divergence(kind, z, theirs, temperature, **k)
     return relative_error(problem.gradient(loss, temperature)[0], truth.mean())
+
+
+def sum_error(loss="0.7*js:0.9+kl+3*likelihood", terms=((0.7, "js:0.9"), (1, "kl"), (3, "likelihood"))):
+    """A sum's loss and gradient are the sums of its terms' own, each times its weight."""
+    whole, parts = Problem().gradient(loss, 1.5), [(weight, Problem().gradient(name, 1.5)) for weight, name in terms]
+    return max(relative_error(whole[i], sum(weight * part[i] for weight, part in parts)) for i in (0, 1))
+
+
+def beta_error():
+    """js:0.3 is the form with β on the teacher's side; js alone that of β = 1/2."""
+    problem, errors = Problem(), []
+    with Shards(1) as shards:
+        theirs, x = problem.teacher(shards).logp(range(5)), problem.states(problem.slots)
+    p, q = np.exp(theirs), np.exp(log_softmax(logits(problem.model[0], x)))
+    for loss, beta in (("js:0.3", 0.3), ("js", 0.5)):
+        m = beta * p + (1 - beta) * q
+        truth = (beta * p * np.log(p / m) + (1 - beta) * q * np.log(q / m)).sum(-1).mean()
+        errors.append(relative_error(problem.gradient(loss)[0], truth))
+    return max(errors)
 
 
 def predictors_error():
@@ -151,6 +171,9 @@ CHECKS = {
     **{f"gradient, {loss}": lambda loss=loss: gradient_error(loss, 2.0) for loss in OTHERS},
     "definition of kl at T = 2": definition_error,
     **{f"definition of {loss} at T = 2": lambda loss=loss: definition_error(loss) for loss in OTHERS},
+    **{f"gradient, {loss}": lambda loss=loss: gradient_error(loss, 2.0) for loss in SUMS},
+    "sum": sum_error,
+    "beta": beta_error,
     "predictors": predictors_error,
     "teacher": teacher_error,
     "lossless": lossless_error,

@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from compressing import CHECKS, OTHERS, TOP, Problem, gradient_error
+from compressing import CHECKS, OTHERS, SUMS, TOP, Problem, gradient_error
 from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers import directional_error
 from minicompress.compression.gradient import train_slots
-from minicompress.compression.objectives import TOP_K
+from minicompress.compression.objectives import LOSSES, Term, read_loss
 from minicompress.compression.queries import Query, pad
 from minicompress.training.adamw import adamw_init
 from minicompress.training.shards import Shards
@@ -21,7 +21,7 @@ from minicompress.verification.oracles import (
     taylor_rates,
 )
 
-each_loss = pytest.mark.parametrize("loss", ["kl", "likelihood", *OTHERS])
+each_loss = pytest.mark.parametrize("loss", ["kl", "likelihood", *OTHERS, *SUMS])
 
 
 @pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS)
@@ -38,7 +38,7 @@ def test_the_complex_step(loss, temperature, first, shards):
 
 
 @given(
-    loss=st.sampled_from(["kl", "likelihood", *OTHERS]),
+    loss=st.sampled_from(["kl", "likelihood", *OTHERS, *SUMS]),
     temperature=st.sampled_from([0.5, 1.0, 2.0]),
     seed=st.integers(0, 2**32 - 1),
     first=st.booleans(),
@@ -97,7 +97,7 @@ def test_training_lowers_the_loss_and_leaves_every_weight_as_it_was(loss, dtype)
     with Shards(2) as shards:
         train_slots(problem.model, problem.slots, adamw_init({"slots": problem.slots}), problem.queries,
                     problem.teacher(shards), 40, shards=shards, loss=loss, lr=0.05,
-                    top_k=TOP if loss in TOP_K else None,
+                    top_k=TOP,
                     on_step=lambda step, mean, norm: told.append((step, mean, norm)))  # fmt: skip
     steps, losses, norms = zip(*told, strict=True)
     assert steps == tuple(range(1, 41)) and losses[-1] < 0.8 * losses[0] and min(norms) > 0
@@ -117,3 +117,23 @@ def test_a_gradient_that_is_not_finite_stops_before_it_reaches_the_slots():
     with Shards(1) as shards, pytest.raises(FloatingPointError, match="a gradient is not finite; lower the learning rate"):
         train_slots(problem.model, problem.slots, state, problem.queries, None, 3, shards=shards, loss="likelihood")
     assert state["step"] == 0 and problem.slots.tobytes() == before.tobytes()
+
+
+def test_how_a_loss_is_written():
+    assert read_loss("kl") == [Term("kl")]
+    assert read_loss("kl + 0.5*likelihood") == [Term("kl"), Term("likelihood", 0.5)]
+    assert read_loss("2*js:0.3+1e-1*top-k", 7) == [Term("js", 2.0, {"beta": 0.3}), Term("top-k", 0.1, {"k": 7})]
+    assert [term.name for term in read_loss("+".join(LOSSES), 1)] == list(LOSSES)
+
+
+@pytest.mark.parametrize("text, words", [
+    ("", "--loss is ''; it can be kl or reverse-kl"), ("kl+", "--loss is ''; it can be"), ("kl+mse", "--loss is 'mse'; it can be"),
+    ("0.5kl", "--loss is '0.5kl'"), ("kl*0.5", "--loss is '0.5'"), ("a*kl", r"--loss a\*kl: its weight is 'a'; a finite number"),
+    ("0*kl", "its weight is '0'; a finite number above 0"), ("-1*kl", "its weight is '-1'"), ("inf*kl", "its weight is 'inf'"),
+    ("nan*kl", "its weight is 'nan'"), ("*kl", "its weight is ''"), ("js:1", "its β is '1'; a number between 0 and 1"),
+    ("js:", "its β is ''"), ("js:x", "its β is 'x'"), ("kl:0.5", "--loss kl:0.5: of all losses js alone has a β"),
+])  # fmt: skip
+def test_a_loss_that_cannot_be_read_costs_one_line(text, words):
+    with pytest.raises(ValueError, match=words) as error:
+        read_loss(text)
+    assert "\n" not in str(error.value)
