@@ -1,6 +1,6 @@
 """Puts the project's own source into the pages: `python docs/include.py`, or `--check` to name the pages that differ.
 
-A page asks for a function, a class or a method with a comment, and the fenced block below it is filled; or for
+A page asks for a function, a class, a method or a table with a comment, and the fenced block below it is filled; or for
 one stage of the catalogue of mistakes, and the table below it is:
 
     <!-- source: minicompress/layers/layernorm.py layernorm_backward -->
@@ -19,16 +19,21 @@ BLOCK = re.compile(r"^(<!-- source: (\S+) (\S+) -->\n+```python\n)(.*?)(^```$)",
 
 
 def source(path, name):
-    """The lines of `name` (function, Class or Class.method) in ROOT/path. Raises LookupError where it is not."""
+    """The lines of `name` (function, Class, Class.method or NAME = …) in ROOT/path. Raises LookupError where it is not."""
     text = (ROOT / path).read_text(encoding="utf-8")
     node = ast.parse(text)
     for part in name.split("."):
-        named = [child for child in node.body if getattr(child, "name", None) == part]
+        named = [child for child in node.body if part in names(child)]
         if len(named) != 1:
             raise LookupError(f"{path} has no {name}")
         node = named[0]
-    first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
+    first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
     return "\n".join(text.splitlines()[first - 1 : node.end_lineno]) + "\n"
+
+
+def names(node):
+    """What a function, class or assignment defines."""
+    return [getattr(node, "name", None), *(getattr(target, "id", None) for target in getattr(node, "targets", []))]
 
 
 def catalogue(stage):

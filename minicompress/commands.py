@@ -14,6 +14,7 @@ from minicompress.compression.problem import Model, check_positions, place
 from minicompress.compression.queries import read_text
 from minicompress.gpt2 import Config
 from minicompress.prompts.layout import kv_from_flat
+from minicompress.prompts.low_rank_weights import LowRankWeights
 from minicompress.prompts.soft_prompt import SoftPrompt, bytes_hash
 from minicompress.prompts.template import parse
 from minicompress.trees import flatten, tree_map
@@ -37,6 +38,25 @@ def open_prompt(path, model):
     prompt = read_prompt(path, model)
     here = lambda part: None if part is None else place(part, model.wte)
     return replace(prompt, slots=here(prompt.slots), beta=here(prompt.beta), raw=here(prompt.raw))
+
+
+def open_standing(path, model):
+    """What stands before a question -> the model that reads it, and the prompt: None where they are its weights."""
+    if Path(path).is_file() and (weights := read_weights(path, model)):
+        low = tree_map(lambda part: place(part, model.wte), weights.low)
+        return model._replace(pair=replace(weights, low=low).reader(*model.pair)), None
+    return model, open_prompt(path, model)
+
+
+def read_weights(path, model):
+    """Low-rank weights of this very model; None where the file is something else."""
+    if not LowRankWeights.names(path):
+        return None
+    weights = LowRankWeights.load(path)
+    if (made_for := weights.provenance.get("model")) != model.hash:
+        raise ValueError(f"{path} is of the model {made_for}; this one is {model.hash}: name its own with --model")
+    weights.check_model(model.pair[1], path)
+    return weights
 
 
 def read_prompt(path, model):
@@ -89,8 +109,8 @@ def row_of(prompt, tokenizer, text):
 
 
 def labels_of(prompt, tokenizer):
-    """{label: tokens of its word} of a prompt that was tuned on labels; {} of any other."""
-    words = prompt.provenance.get("verbalizer")
+    """{label: tokens of its word} of a prompt that was tuned on labels; {} of any other, and of none."""
+    words = prompt and prompt.provenance.get("verbalizer")
     if not isinstance(words, dict) or not all(isinstance(word, str) and word for word in words.values()):
         return {}
     return {label: tokenizer.encode(word).ids for label, word in words.items()}

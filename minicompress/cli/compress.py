@@ -9,12 +9,15 @@ from rich.console import Console
 from minicompress import commands
 from minicompress.cli.common import Device, Json, ModelDir, app, aside, bar, show, take_up
 from minicompress.cli.produce import compress_once
-from minicompress.compression.objectives import DIVERGENCES, LOSSES, TOP_K
+from minicompress.compression.objectives import DIVERGENCES, LOSSES, TOP_K, read_loss
+from minicompress.compression.places import read_places
 from minicompress.compression.problem import QUERY_TOKENS, Recipe, check_positions
 from minicompress.compression.run import Run
 from minicompress.compression.segments import METHODS
+from minicompress.compression.sources import ANSWERS, SOURCES
 from minicompress.evaluation.baselines import evaluate, trained_prefixes
 from minicompress.prompts.carriers import DOORS, POSITIONS
+from minicompress.prompts.low_rank_weights import LORA
 from minicompress.report.table import cost_line, evaluation_table
 from minicompress.training.shards import Shards
 
@@ -30,7 +33,9 @@ def compress(
         Path | None, typer.Option(help="another model of the same vocabulary; default: the model itself")
     ] = None,
     slots: Annotated[int | None, typer.Option(help="how many vectors; default 8, or all that a compressor has")] = None,
-    carrier: Annotated[str, typer.Option(help="what slots are: embeddings, hidden or kv")] = "embeddings",
+    carrier: Annotated[
+        str, typer.Option(help="what slots are: embeddings, hidden, kv; or lora: weights of their size")
+    ] = "embeddings",
     positions: Annotated[
         str, typer.Option(help="where tokens begin: compact (after the slots), logical (after the context), unshifted")
     ] = "compact",
@@ -40,7 +45,28 @@ def compress(
         Path | None, typer.Option(help="a folder that train-compressor made: slots in one reading")
     ] = None,
     queries: Annotated[
-        Path | None, typer.Option(help='lines {"question": …, "answer": …} or text; default: self-study')
+        str, typer.Option(help=f'{", ".join(SOURCES)}; or a file of lines {{"question": …, "answer": …}} or text')
+    ] = "self-study",
+    seed_prompt: Annotated[
+        list[str] | None, typer.Option(help="from which lines are written, may be given more than once; default: Q:")
+    ] = None,
+    chunk: Annotated[
+        int | None, typer.Option(help="tokens: of the context that a writer reads at a time; or in a row of the text")
+    ] = None,
+    continuation_share: Annotated[
+        float | None, typer.Option(help="of continuation: the text's last part, which is no context; default: 0.3")
+    ] = None,
+    answers: Annotated[
+        str | None, typer.Option(help="the teacher's own to a question: greedy or sampled; default: as was written")
+    ] = None,
+    places: Annotated[
+        str, typer.Option(help="scored in training: all, first:N, or changed (the likeliest token, by the context)")
+    ] = "all",
+    refresh: Annotated[
+        int | None, typer.Option(help="of on-policy: steps until the student writes again; default: 50")
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="a folder for what the teacher writes: the same is written once")
     ] = None,
     evaluate_on: Annotated[Path | None, typer.Option(help="a file of queries to evaluate on, never trained on")] = None,
     self_study: Annotated[int, typer.Option(help="question-and-answer lines that the teacher writes")] = 192,
@@ -48,14 +74,14 @@ def compress(
         str, typer.Option(help="text (the context's tokens), first, vocab, vocab:N, noise, uniform, zero, or any words")
     ] = "text",
     loss: Annotated[
-        str, typer.Option(help=f"from the teacher's distributions: {', '.join(DIVERGENCES)}; its answers: likelihood")
+        str, typer.Option(help=f"{', '.join(LOSSES)}; js:0.3 with its β; or a sum such as kl+0.5*likelihood")
     ] = "kl",
     top_k: Annotated[
         int | None, typer.Option(help=f"of {', '.join(TOP_K)}: how many of the teacher's tokens; default: 20")
     ] = None,
     temperature: Annotated[float, typer.Option(help="of teacher and student, for all losses but likelihood")] = 1.0,
     steps: Annotated[int, typer.Option(help="of Adam")] = 200,
-    lr: Annotated[float, typer.Option(help="Adam's learning rate")] = 0.03,
+    lr: Annotated[float | None, typer.Option(help="Adam's learning rate; default: 0.03, of lora 0.003")] = None,
     rows: Annotated[int, typer.Option(help="queries a step")] = 32,
     seed: Annotated[int, typer.Option(help="of everything drawn at random")] = 0,
     baselines: Annotated[str, typer.Option(help="cheap, or all: train two controls as well")] = "cheap",
@@ -66,45 +92,54 @@ def compress(
     as_json: Json = False,
 ) -> None:
     """Compress a CONTEXT into a soft prompt, and print what it is worth."""
-    commands.check_choice("--carrier", carrier, *DOORS)
+    commands.check_choice("--carrier", carrier, *DOORS, LORA)
     commands.check_choice("--positions", positions, *POSITIONS)
     commands.check_choice("--producer", producer or "gradient", "gradient", *METHODS)
     if producer in METHODS and not compressor:
         raise ValueError(f"--producer {producer} is trained first: name its folder with --compressor DIR")
     if producer == "gradient" and compressor:
         raise ValueError("--compressor makes slots in one reading, and --producer gradient trains them; leave out one")
-    commands.check_choice("--loss", loss, *LOSSES)
+    if answers is not None:
+        commands.check_choice("--answers", answers, *ANSWERS)
+    terms = {term.name for term in read_loss(loss)}
+    read_places(places)
     commands.check_choice("--baselines", baselines, "cheap", "all")
     commands.check_at_least(0, steps=steps, seed=seed)
-    commands.check_at_least(1, slots=slots, rows=rows, threads=threads, top_k=top_k)
+    commands.check_at_least(1, slots=slots, rows=rows, threads=threads, top_k=top_k, chunk=chunk, refresh=refresh)
     commands.check_at_least(2, self_study=self_study)
-    commands.check_at_least(1e-6, temperature=temperature, lr=lr)
+    commands.check_at_least(1e-6, temperature=temperature, lr=lr, continuation_share=continuation_share)
     commands.check_out(out)
-    commands.check_words("--init", init)
+    for name, words in (("--init", init), ("--queries", queries), *(("--seed-prompt", s) for s in seed_prompt or ())):
+        commands.check_words(name, words)
     if other and baselines != "all":
         raise ValueError("--other is the text of a control, which is only trained with --baselines all")
+    if carrier == LORA and (positions != "compact" or baselines == "all"):
+        raise ValueError("--carrier lora takes no position and trains no controls; leave out --positions, --baselines")
     if beta and carrier != "kv":
         raise ValueError(f"--beta is the mass of a key, which --carrier kv has and {carrier} has not")
-    if loss == "likelihood" and temperature != 1:
-        raise ValueError("--temperature softens distributions; --loss likelihood has none to soften")
-    if top_k and loss not in TOP_K:
+    if not terms & {*DIVERGENCES} and temperature != 1:
+        raise ValueError(f"--temperature softens distributions; --loss {loss} has none to soften")
+    if top_k and not terms & {*TOP_K}:
         raise ValueError(f"--top-k belongs to --loss {' or '.join(TOP_K)}; {loss} reads no such choice of tokens")
     text = commands.read_text(context)
     other_text = commands.read_text(other or OTHER_CONTEXT) if baselines == "all" else None
     student = commands.open_model(model, device)
     reader = commands.open_model(teacher, device) if teacher else student
-    top = (top_k or 20) if loss in TOP_K else None  # 20 as in Cartridges
-    recipe = Recipe(slots or Recipe.slots, loss, temperature, steps, lr, rows, seed, init, self_study, carrier,
-                    positions, beta, top)  # fmt: skip
+    top = (top_k or 20) if terms & {*TOP_K} else None  # 20 as in Cartridges
+    source, file = (queries, None) if queries in SOURCES else ("file", Path(queries))
+    rate = lr or (0.003 if carrier == LORA else Recipe.lr)
+    recipe = Recipe(slots or Recipe.slots, loss, temperature, steps, rate, rows, seed, init, self_study, carrier,
+                    positions, beta, top, source, answers, tuple(seed_prompt or ()) or None, chunk, continuation_share,
+                    refresh, places)  # fmt: skip
     checkpoint = out.with_name(out.name + ".checkpoint")
     if compressor:
         with Shards(threads) as shards:
-            asked = recipe, queries, evaluate_on, shards
+            asked = recipe, file, evaluate_on, shards
             result = compress_once(compressor, producer, slots, student, text, device, out, asked)
         return tell(result, as_json)
     with Shards(threads) as shards:
-        with aside.status("the teacher reads the context and writes questions" if not queries else "the teacher reads"):
-            run = Run(student, reader, text, recipe, queries, evaluate_on, shards)
+        with aside.status("the teacher reads the context and writes questions" if not file else "the teacher reads"):
+            run = Run(student, reader, text, recipe, file, evaluate_on, shards, cache)
         take_up(run, checkpoint, resume)
         aside.print(f"{len(run.ids):,} tokens; {len(run.train)} queries to train on, {len(run.held)} held out")
         check_controls(run, other_text)

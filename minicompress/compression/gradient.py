@@ -8,7 +8,7 @@ from minicompress.arrays import like
 from minicompress.compression.objectives import objective_of, read_loss
 from minicompress.compression.queries import pad
 from minicompress.gpt2.prefix import EMBEDDINGS
-from minicompress.prompts.gradient import slots_gradient
+from minicompress.prompts.gradient import slots_gradient, weights_gradient
 from minicompress.training.adamw import adamw_step, clip_by_global_norm
 from minicompress.training.schedules import warmup_cosine
 
@@ -17,8 +17,8 @@ def train_slots(model, slots, state, queries, teacher, steps, *, shards, loss="k
                 lr=0.03, rows=32, seed=0, on_step=None, door=EMBEDDINGS, top_k=None, until=None):  # fmt: skip
     """Adam on the slots for `steps` steps, in place, from state["step"] on, or only until step `until` of them.
 
-    Each step takes `rows` queries, drawn from (seed, step) alone: a resumed run sees the same batches.
-    on_step(step, loss, norm) may raise to stop; all is then as after that step.
+    Each step takes `rows` queries, drawn from (seed, step) alone: a resumed run sees the same batches. A door of None:
+    the slots are low-rank weights. on_step(step, loss, norm) may raise to stop; all is then as after that step.
     """
     terms = read_loss(loss, top_k)
     while state["step"] < min(steps, until or steps):
@@ -32,7 +32,10 @@ def train_slots(model, slots, state, queries, teacher, steps, *, shards, loss="k
             targets = lambda: like(ids[part][scored[part]], model[0]["wte"]["weight"])  # noqa: B023
             return objective_of(terms, weight, logp, targets, temperature)
 
-        mean, dslots = slots_gradient(model, slots, ids, scored, objective, shards, door)
+        if door is None:
+            mean, dslots = weights_gradient(model, slots, ids, scored, objective, shards)
+        else:
+            mean, dslots = slots_gradient(model, slots, ids, scored, objective, shards, door)
         norm = clip_by_global_norm(dslots, math.inf)  # nothing is clipped, and what is not finite is refused
         adamw_step({"slots": slots}, {"slots": dslots}, state, warmup_cosine(step, steps, lr, final=0.05))
         if on_step:

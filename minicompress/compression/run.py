@@ -2,16 +2,20 @@
 
 import time
 from copy import copy
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 import numpy as np
 
 from minicompress.arrays import array_module, to_host
 from minicompress.compression.gradient import train_slots
-from minicompress.compression.objectives import check_loss
+from minicompress.compression.objectives import check_loss, read_loss
+from minicompress.compression.places import choose_places, read_places
 from minicompress.compression.problem import Problem, copied, place
+from minicompress.compression.queries import Query
+from minicompress.compression.sources import study
 from minicompress.compression.teacher import Teacher
 from minicompress.prompts.initialise import initialise
+from minicompress.prompts.low_rank_weights import LORA, LowRankWeights, init, rank_at_equal_size
 from minicompress.prompts.soft_prompt import SoftPrompt
 from minicompress.training.adamw import adamw_init
 from minicompress.training.checkpoints import load_own, save_tree
@@ -19,8 +23,13 @@ from minicompress.trees import tree_map
 
 
 def initial_slots(model, context_ids, recipe):
-    """The slots before the first step, as `initialise` names them; `text` means the context's own tokens."""
+    """The slots before the first step, as `initialise` names them; `text` means the context's own tokens.
+
+    Low-rank weights begin as nothing, and have as many numbers as that many slots of keys and values.
+    """
     rng = np.random.default_rng((recipe.seed, 2))
+    if recipe.carrier == LORA:
+        return init(rng, model.pair[0], rank_at_equal_size(recipe.slots))
     slots = initialise(model.pair, model.tokenizer, recipe.init, recipe.slots, recipe.carrier, rng, context_ids)
     if not recipe.beta:
         return slots
@@ -30,14 +39,37 @@ def initial_slots(model, context_ids, recipe):
 class Run(Problem):
     """A problem, and slots that follow the gradient; `progress(step, steps, loss)` is told of each step."""
 
-    def __init__(self, model, teacher, text, recipe, queries_file=None, evaluate_on=None, shards=None):
+    asked = ()  # what is trained on now
+
+    def __init__(self, model, teacher, text, recipe, queries_file=None, evaluate_on=None, shards=None, cache=None):
         check_loss(recipe.loss, recipe.top_k, model.pair[1].vocab_size)
-        super().__init__(model, teacher, text, recipe, queries_file, evaluate_on, shards)
+        read_places(recipe.places)
+        if recipe.queries == "on-policy" and any(term.name == "likelihood" for term in read_loss(recipe.loss)):
+            raise ValueError("--queries on-policy: the student writes no answers; leave likelihood out of --loss")
+        super().__init__(model, teacher, text, recipe, queries_file, evaluate_on, shards, cache)
         self.seconds_training = 0.0
-        self.expects = Teacher(teacher.pair, self.read, self.train, shards, temperature=recipe.temperature)
+        self.ask(self.train)
+        if not self.asked:
+            raise ValueError(f"--places {recipe.places} leaves nothing to train on: the context changes no token")
         self.initial = initial_slots(model, self.ids, recipe)
         self.slots, self.state = copied(self.initial), adamw_init({"slots": self.initial})
         self.completed = self.snapshot()
+
+    def ask(self, queries):
+        """These are trained on from now on, at the recipe's places; where none is left, those of before."""
+        recipe, teacher = self.recipe, self.teacher.pair
+        if queries := choose_places(recipe.places, queries, teacher, self.read, self.shards):
+            self.asked = queries
+            self.expects = Teacher(teacher, self.read, queries, self.shards, temperature=recipe.temperature)
+
+    def ask_student(self):
+        """What the student writes behind its present slots is trained on, but for what is held out."""
+        student, held = self.model._replace(pair=self.reader), {q.key for q in self.held}
+        prefix = self.as_prompt(self.slots).prefix(*self.model.pair)
+        rng = np.random.default_rng((self.recipe.seed, 3, self.state["step"]))
+        room = min(student.pair[1].n_positions - prefix.start, self.teacher.pair[1].n_positions - self.read.length)
+        found = study(student, [prefix], self.recipe, rng, self.shards, room)
+        self.ask([q for q in found if q.key not in held])
 
     def train_slots(self, checkpoint=None, progress=None, every=50):
         """Trains to the last step; the checkpoint is kept up to date, also when interrupted."""
@@ -53,10 +85,14 @@ class Run(Problem):
                 self.save(checkpoint)
 
         try:
-            train_slots(self.model.pair, self.slots, self.state, self.train, self.expects, recipe.steps,
-                        shards=self.shards, loss=recipe.loss, temperature=recipe.temperature, lr=recipe.lr,
-                        rows=recipe.rows, seed=recipe.seed, on_step=on_step, door=self.door,
-                        top_k=recipe.top_k)  # fmt: skip
+            while (step := self.state["step"]) < recipe.steps:
+                if recipe.refresh and step % recipe.refresh == 0:
+                    self.ask_student()
+                until = step + recipe.refresh - step % recipe.refresh if recipe.refresh else None
+                train_slots(self.model.pair, self.slots, self.state, self.asked, self.expects, recipe.steps,
+                            shards=self.shards, loss=recipe.loss, temperature=recipe.temperature, lr=recipe.lr,
+                            rows=recipe.rows, seed=recipe.seed, on_step=on_step, door=self.door,
+                            top_k=recipe.top_k, until=until)  # fmt: skip
         except KeyboardInterrupt:
             if checkpoint:
                 self.save(checkpoint)
@@ -72,8 +108,9 @@ class Run(Problem):
         """Writes the last completed step."""
         tree, step = self.completed
         seconds = [time.perf_counter() - self.start, self.seconds_training]
+        asked = [astuple(q) for q in self.asked] if self.recipe.refresh else None
         queries = [q.ids for q in self.train]
-        save_tree(checkpoint, tree, step=step, seconds=seconds, train=queries, **self.facts())
+        save_tree(checkpoint, tree, step=step, seconds=seconds, asked=asked, train=queries, **self.facts())
 
     def resume(self, checkpoint):
         """Takes up the run whose checkpoint this is; raises ValueError where it was another run's."""
@@ -81,33 +118,49 @@ class Run(Problem):
         self.slots, m, v = (place(tree[name], self.model.wte) for name in ("slots", "m", "v"))
         self.state = {"step": facts["step"], "m": {"slots": m}, "v": {"slots": v}}
         self.completed = self.snapshot()
+        if facts["asked"]:
+            self.ask([Query(*parts) for parts in facts["asked"]])
         spent, self.seconds_training = facts["seconds"]
         self.start -= spent
 
     def with_start(self, slots, **changes):
         """The same queries and teacher, from other slots and by a changed recipe."""
-        other = copy(self)
+        other, changes = copy(self), {"refresh": None} | changes  # the queries of the beginning
         other.recipe, other.initial, other.slots = replace(self.recipe, **changes), slots, copied(slots)
         other.state, other.start, other.seconds_training = adamw_init({"slots": slots}), time.perf_counter(), 0.0
         other.completed = other.snapshot()
+        if self.recipe.refresh:
+            other.ask(other.train)
         return other
 
     @property
+    def low_rank(self):
+        return self.recipe.carrier == LORA
+
+    @property
     def door(self):
-        return self.as_prompt(self.slots).door
+        return None if self.low_rank else self.as_prompt(self.slots).door
+
+    @property
+    def reader(self):
+        """The pair that reads the result: the model, but where the result is weights of it."""
+        return self.as_prompt(self.slots).reader(*self.model.pair) if self.low_rank else self.model.pair
 
     def as_prompt(self, slots, **provenance):
         """The SoftPrompt of these slots by this run's recipe; `logical`: tokens stand as after the context."""
+        if self.low_rank:
+            return LowRankWeights(slots, provenance=provenance)
         slots, beta = (slots["slots"], slots["beta"]) if self.recipe.beta else (slots, None)
         offset = len(self.ids) if self.recipe.positions == "logical" else None
         return SoftPrompt(slots, self.recipe.carrier, self.recipe.positions, offset, beta, provenance=provenance)
 
     def made(self):
         """What the table shows of this run: the slots as they began, and as they are."""
-        return {"init": self.as_prompt(self.initial), "sigma": self.as_prompt(self.slots)}
+        begun = {} if self.low_rank else {"init": self.as_prompt(self.initial)}
+        return begun | {"sigma": self.as_prompt(self.slots)}
 
     def prompt(self):
         """The slots as they are now, and as they began, on the host; and where they come from."""
         sizes = {"context_tokens": len(self.ids), "queries": len(self.train)}
-        began = self.as_prompt(tree_map(to_host, self.initial)).slots
-        return replace(self.as_prompt(tree_map(to_host, self.slots), **self.facts(), **sizes), initial=began)
+        made = self.as_prompt(tree_map(to_host, self.slots), **self.facts(), **sizes)
+        return made if self.low_rank else replace(made, initial=self.as_prompt(tree_map(to_host, self.initial)).slots)

@@ -16,13 +16,14 @@ from minicompress.gpt2.prefix import Prefix, predictors, read_tokens
 def prefixes(problem, made=None, reader=None):
     """{name: prefix} of the cheap rows: none, full, first and last k tokens, and what was `made` of the context.
 
-    made: {"sigma": a SoftPrompt, and "init", as it began}; default: as a run has them. reader: the pair that reads
-    these, where a compressor has trained a model of its own.
+    made: {"sigma": a SoftPrompt or LowRankWeights, and "init", as it began}; default: as a run has them. reader: the
+    pair that reads sigma, where this is a model of its own; default: the run's.
     """
     pair, ids, k = problem.model.pair, problem.ids, problem.recipe.slots
     read = {"full": ids, "first": ids[:k], "last": ids[-k:]}
     rows = {"none": Prefix()} | {name: read_tokens(*pair, some) for name, some in read.items()}
-    return rows | {name: prompt.prefix(*(reader or pair)) for name, prompt in (made or problem.made()).items()}
+    reader, made = reader or problem.reader, made or problem.made()
+    return rows | {name: prompt.prefix(*reader) for name, prompt in made.items()}
 
 
 def trained_prefixes(run, other_text, progress=None):
@@ -47,7 +48,7 @@ def evaluate(run, extra=None, made=None, reader=None):
     held = Teacher(run.teacher.pair, run.read, run.held, run.shards)
     rows = prefixes(run, made, reader) | (extra or {})
     model, shards = run.model, run.shards
-    reads = lambda name: reader if reader and name == "sigma" else model.pair
+    reads = lambda name: reader or run.reader if name == "sigma" else model.pair
     scores = {n: score(reads(n), model.tokenizer, prefix, run.held, held, shards) for n, prefix in rows.items()}
     table = {}
     for name, prefix in rows.items():
@@ -60,7 +61,7 @@ def evaluate(run, extra=None, made=None, reader=None):
 
 def costs(run, made=None, reader=None):
     """Ratio, bytes of keys and values, and after how many queries the compression has paid for itself."""
-    pair, made = reader or run.model.pair, (made or run.made())["sigma"]
+    pair, made = reader or run.reader, (made or run.made())["sigma"]
     config, k, n = pair[1], made.length, len(run.ids)
     per_position = 2 * config.n_layer * config.n_embd * run.model.wte.dtype.itemsize
     ids, scored = pad(run.held[:1])
@@ -75,7 +76,7 @@ def costs(run, made=None, reader=None):
 
     full = seconds(run.model.pair, lambda *pair: read_tokens(*pair, run.ids))
     sigma = seconds(pair, made.prefix)
-    return {"slots": k, "context_tokens": n, "ratio": n / k if k else None, "kv_bytes_context": n * per_position,
-            "kv_bytes_slots": k * per_position, "seconds": run.seconds, "seconds_per_query_full": full,
-            "seconds_per_query_sigma": sigma,
+    return {"slots": run.recipe.slots, "context_tokens": n, "ratio": n / k if k else None,
+            "kv_bytes_context": n * per_position, "kv_bytes_slots": k * per_position, "seconds": run.seconds,
+            "seconds_per_query_full": full, "seconds_per_query_sigma": sigma,
             "break_even_queries": run.seconds / (full - sigma) if full > sigma else None}  # fmt: skip

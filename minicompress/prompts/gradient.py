@@ -7,8 +7,9 @@ asked goes through the slots' own reading once. No gradient of any weight is eve
 
 from minicompress.arrays import to_host
 from minicompress.gpt2 import head_loss
-from minicompress.gpt2.prefix import EMBEDDINGS, predictors, predictors_backward
-from minicompress.trees import child
+from minicompress.gpt2.prefix import EMBEDDINGS, Prefix, predictors, predictors_backward
+from minicompress.prompts.low_rank_weights import adapt, adapt_backward, room_for
+from minicompress.trees import child, tree_map
 
 
 def slots_gradient(model, slots, ids, scored, make_objective, shards, door=EMBEDDINGS):
@@ -24,6 +25,24 @@ def slots_gradient(model, slots, ids, scored, make_objective, shards, door=EMBED
 
     losses, asked = zip(*over_shards(shard, scored, make_objective, shards), strict=True)
     return float(to_host(sum(losses))), door.read_backward(total(asked), cache)
+
+
+def weights_gradient(model, low, ids, scored, make_objective, shards):
+    """As `slots_gradient`, for low-rank weights instead of slots -> mean loss, and a tree like `low`.
+
+    Nothing stands before the rows. What is formed is the gradient of the adapted weights, and of no other.
+    """
+    (params, config), prefix = model, Prefix()
+    adapted, cache = adapt(params, low)
+
+    def shard(rows, objective):
+        grads = room_for(params, low)
+        loss, _ = asked_by_rows((adapted, config), prefix, ids[rows], scored[rows], objective, grads)
+        return loss, grads
+
+    losses, grads = zip(*over_shards(shard, scored, make_objective, shards), strict=True)
+    summed = tree_map(lambda *parts: sum(parts[1:], parts[0]), *grads)
+    return float(to_host(sum(losses))), adapt_backward(summed, cache)
 
 
 def over_shards(shard, scored, make_objective, shards):

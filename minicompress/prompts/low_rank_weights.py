@@ -15,6 +15,7 @@ from minicompress.layers.lora import lora, lora_backward
 from minicompress.training.checkpoints import save_arrays
 from minicompress.trees import flatten, unflatten
 
+LORA = "lora"  # the carrier's name
 FORMAT = "minicompress low-rank weights 1"
 TARGETS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")  # the weights of a block
 ALPHA = 16  # the product is scaled by ALPHA / r, so that a good learning rate hardly depends on r
@@ -84,6 +85,17 @@ class LowRankWeights:
         """One safetensors file, its tensors named `h.0.attn.c_attn.a` and `.b`."""
         metadata = {"format": FORMAT, "alpha": str(self.alpha), "provenance": json.dumps(self.provenance)}
         save_arrays(path, flatten(self.low), metadata)
+
+    @staticmethod
+    def names(path):
+        """Whether the file says that it holds low-rank weights."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="numpy") as file:
+                return (file.metadata() or {}).get("format") == FORMAT
+        except (SafetensorError, OSError):
+            return False
 
     @classmethod
     def load(cls, path):

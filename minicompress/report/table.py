@@ -47,7 +47,7 @@ def evaluation_table(result):
 def cost_line(result):
     """Ratio, bytes and seconds in one sentence."""
     even, ratio = result["break_even_queries"], result["ratio"]
-    fewer = f"{ratio:.1f} times fewer positions" if ratio else "which take no position"
+    fewer = f"{ratio:.1f} times fewer positions" if ratio else "low-rank weights of that size take no position"
     return (
         f"{result['context_tokens']:,} tokens in {result['slots']} slots: {fewer}, "
         f"keys and values {result['kv_bytes_context'] / 1024:,.0f} -> {result['kv_bytes_slots'] / 1024:,.0f} KiB; "

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from minicompress.compression.segments import METHODS
 from minicompress.layers.losses import log_softmax
 
 
@@ -136,3 +137,13 @@ def cannot_be_told(rows, slots):
     """Which of three mistakes leave every number right, by the lengths of the rows and the number of slots."""
     same = {"mean-of-row-means": len(set(rows)) == 1, "left-padding": len(set(rows)) == 1, "slots-scored": slots < 2}
     return {name for name, silent in same.items() if silent}
+
+
+def slots_and_longest(kind, tokens, segment, K):
+    """Of a compressor -> how many slots it ends with, and the longest sequence of state, tokens and slots it reads."""
+    method, longest, state = METHODS[kind], 0, K * (METHODS[kind].writes == "state")
+    for start in range(0, tokens, segment):
+        seen = state if method.sees else 0
+        longest = max(longest, seen + min(segment, tokens - start) + K)
+        state = state + K if method.merge == "concatenate" else K
+    return state, longest

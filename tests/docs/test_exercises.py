@@ -281,3 +281,8 @@ def test_16_what_cannot_be_told(lengths, slots, rng):
         wrong = answer(setup, way)
         silent |= {name} if max(relative_error(wrong[n], x) for n, x in right.items()) <= 1e-12 else set()
     assert silent == answers.cannot_be_told(lengths, slots)
+
+
+def test_slots_and_the_longest_sequence_of_a_compressor():
+    found = {kind: answers.slots_and_longest(kind, 96, 32, 8) for kind in ("autocompressor", "rmt", "ccm-mean")}
+    assert found == {"autocompressor": (24, 56), "rmt": (8, 48), "ccm-mean": (8, 48)}

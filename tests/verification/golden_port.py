@@ -124,6 +124,7 @@ OUT = {  # what a file's `out`, or its `slots`, should be, by the beginning of t
     "loss-top-k-tail": lambda i: top_k(i, "tail"),
     "loss-top-k": lambda i: top_k(i, "truncated"),
     "bake-direct": lambda i: i["raw.slots"],
+    "layer-lora": lambda i: i["weight"] + i["config.scale"] * np.einsum("ir,ro->io", i["a"], i["b"]),
     "bake-low-rank-kv": lambda i: i["raw.base"] + by_layer(i["raw.a"] @ i["raw.b"], 2, 2),
     "bake-low-rank": lambda i: i["raw.base"] + i["raw.a"] @ i["raw.b"],
     "bake-cartridge": lambda i: np.concatenate([i["raw.frozen"], i["raw.slots"]], axis=3),

@@ -23,6 +23,7 @@ from minicompress.layers.embedding import embedding, embedding_backward
 from minicompress.layers.gelu import gelu, gelu_backward
 from minicompress.layers.layernorm import layernorm, layernorm_backward
 from minicompress.layers.linear import linear, linear_backward
+from minicompress.layers.lora import lora, lora_backward
 from minicompress.layers.losses import (
     cross_entropy,
     cross_entropy_backward,
@@ -84,6 +85,12 @@ def run_attention(i):
     out, cache = attention(i["q"], i["k"], i["v"], tuple(i[name] for name in names) or None, mask)
     *grads, dpast = attention_backward(i["dout"], cache)
     return {"out": out} | {f"grad.{n}": g for n, g in zip((*"qkv", *names), (*grads, *(dpast or ())), strict=True)}
+
+
+def run_lora(i, scale):
+    out, cache = lora(i["weight"], i["a"], i["b"], scale)
+    da, db = lora_backward(i["dout"], cache)
+    return {"out": out, "grad.a": da, "grad.b": db}
 
 
 def run_cross_entropy(i):
@@ -226,6 +233,10 @@ LAYERS = {
         heads(rows=B, masked=True), run_attention),
     "layer-attention-extreme": Case("Scores of a query all near 1000, or -1000: the maximum is taken off before exp.",
         ATTENTION, heads(rows=B, shift=1024.0), run_attention, float64=1e-11, float32=1e-3),
+    "layer-lora": Case("A frozen weight plus a scaled product of two thin ones: da = s dW bᵀ, db = s aᵀ dW.",
+        "Hu et al. 2022, equation 3",
+        lambda draw: {"weight": draw(C, 5), "a": draw(C, 2), "b": draw(2, 5), "dout": draw(C, 5)},
+        run_lora, {"scale": 8.0}),
     "layer-lstm": Case("Gates lie in the order i, f, g, o, and two biases are added.",
         "Hochreiter & Schmidhuber 1997; Gers et al. 2000", recurrent, weighted(lstm, lstm_backward)),
     "layer-lstm-reverse": Case("From the last step to the first, and out[t] still belongs to x[t].",

@@ -1,0 +1,158 @@
+"""`train-compressor` and `compress --compressor` as a user types them; a context as low-rank weights; their mistakes."""
+
+import json
+
+import numpy as np
+import pytest
+from test_cli_mistakes import assert_one_line
+
+from minicompress.compression.segments import METHODS
+from minicompress.compression.training import Training
+from minicompress.prompts.soft_prompt import SoftPrompt
+from minicompress.trees import flatten
+from weights_loader import model_hash
+
+RECORDS = [{"context": f"Tom has a {w} dog. Ann has a {w} cat.", "queries": [{"question": "Who?", "answer": w}]} for w in ("red", "old")]
+TEXT = {"text": "Once there was a cat. The cat sat on a mat. A dog came by. The dog was big and old."}
+
+
+@pytest.fixture
+def data(here):
+    (here / "contexts.jsonl").write_text("\n".join(map(json.dumps, [*RECORDS, TEXT])))
+    return here
+
+
+@pytest.fixture
+def train(run, data, model):
+    def command(kind="gist", *more, out=None):
+        arguments = ["--data", "contexts.jsonl", "--model", model, "--slots", 3, "--segment", 8, "--steps", 2, "--contexts", 2]
+        return run("train-compressor", "--producer", kind, *arguments, "--out", out or kind, *more)
+
+    return command
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_trained_and_used(kind, train, run, data, model):
+    code, out, err = train(kind, "--json")
+    assert code == 0, err
+    assert json.loads(out) == {"out": kind, "producer": kind, "steps": 2}
+    assert not (data / kind / "checkpoint.safetensors").exists()
+    code, out, err = run("compress", "context.txt", "--model", model, "--compressor", kind, "--queries", "queries.jsonl",
+                         "--out", "p.safetensors", "--json")  # fmt: skip
+    assert code == 0, err
+    told, prompt = json.loads(out), SoftPrompt.load("p.safetensors")
+    assert told["producer"] == kind and told["slots"] == prompt.length and {"sigma", "full", "none"} <= set(told["rows"])
+    own = METHODS[kind].adapts == "all"
+    reader = data / kind if own else model
+    assert prompt.provenance["model"] == model_hash(reader)
+    code, out, err = run("ask", "p.safetensors", "Who is a?", "--model", reader)
+    assert code == 0, err
+    if own:
+        assert_one_line(run("ask", "p.safetensors", "Who is a?", "--model", model), "was made for the model")
+
+
+def test_fewer_slots_are_the_first_ones(train, run, data, model):
+    train("gist", "--no-any-prefix")
+    ask = lambda k: run("compress", "context.txt", "--model", model, "--compressor", "gist", "--queries", "queries.jsonl",
+                        "--slots", k, "--out", f"{k}.safetensors")  # fmt: skip
+    assert [ask(k)[0] for k in (1, 3)] == [0, 0]
+    one, three = (SoftPrompt.load(f"{k}.safetensors").slots for k in (1, 3))
+    segments = three.shape[3] // 3
+    assert np.allclose(one, three[:, :, :, :: 3][:, :, :, :segments], atol=1e-5)
+    assert_one_line(ask(4), "leaves 1 to 3 slots a segment, not 4")
+
+
+def test_a_context_longer_than_any_teacher_reads_has_no_table(train, run, data, model):
+    train("rmt")
+    (data / "long.txt").write_text("Tom has a red dog. " * 100)
+    code, out, err = run("compress", "long.txt", "--model", model, "--compressor", "rmt", "--out", "p.safetensors", "--json")
+    assert code == 0 and "no teacher can read" in err
+    told = json.loads(out)
+    assert told["slots"] == 3 and told["context_tokens"] > 128 and "rows" not in told
+
+
+def test_stopped_and_resumed_ends_at_the_same_bits(train, data, monkeypatch):
+    assert train("ccm", out="whole")[0] == 0
+    real = Training.train
+
+    def stops(self, checkpoint, told):
+        def step(number, *facts):
+            told(number, *facts)
+            raise KeyboardInterrupt
+
+        real(self, checkpoint, step)
+
+    monkeypatch.setattr(Training, "train", stops)
+    train("ccm", out="parts")
+    assert (data / "parts/checkpoint.safetensors").exists()
+    monkeypatch.setattr(Training, "train", real)
+    assert train("ccm", "--resume", out="parts")[0] == 0
+    whole, parts = ((data / name / "compressor.safetensors").read_bytes() for name in ("whole", "parts"))
+    assert whole == parts
+
+
+@pytest.mark.parametrize("line, said", [
+    ('{"context": "a"}', "contexts.jsonl, line 1: 'queries'"),
+    ('{"context": "a", "queries": []}', "line 1: it has no query"),
+    ('{"text": ""}', "line 1: a text is empty"),
+    ("no JSON", "line 1: Expecting value"),
+])  # fmt: skip
+def test_data_that_is_none(line, said, train, data):
+    (data / "contexts.jsonl").write_text(line)
+    assert_one_line(train(), said)
+    assert not (data / "gist").exists()
+
+
+@pytest.mark.parametrize("arguments, said", [
+    (["--producer", "gist"], "--producer gist is trained first: name its folder with --compressor DIR"),
+    (["--producer", "gradient", "--compressor", "x"], "leave out one"),
+    (["--compressor", "x"], "x holds no compressor.safetensors"),
+    (["--producer", "summary"], "--producer is 'summary'"),
+    (["--carrier", "lora", "--positions", "unshifted"], "takes no position"),
+    (["--carrier", "lora", "--baselines", "all"], "trains no controls"),
+])  # fmt: skip
+def test_mistakes(arguments, said, run, here, model):
+    assert_one_line(run("compress", "context.txt", "--model", model, *arguments, "--out", "p.safetensors"), said)
+    assert not (here / "p.safetensors").exists()
+
+
+def test_a_compressor_of_another_model_or_kind(train, run, data, model, new_model):
+    train("ccm")
+    other = new_model(5)
+    compress = lambda *more: run("compress", "context.txt", "--compressor", "ccm", "--out", "p.safetensors", *more)
+    assert_one_line(compress("--model", other), "was trained from the model")
+    assert_one_line(compress("--model", model, "--producer", "rmt"), "holds a compressor of the kind ccm")
+
+
+def test_a_context_as_low_rank_weights(run, here, model, quick):
+    code, out, err = run("compress", "context.txt", *quick, "--carrier", "lora", "--out", "w.safetensors", "--json")
+    assert code == 0, err
+    told = json.loads(out)
+    assert told["ratio"] is None and told["kv_bytes_slots"] == 0 and told["rows"]["sigma"]["positions"] == 0
+    code, out, err = run("ask", "w.safetensors", "Who is a?", "--model", model, "--json")
+    assert code == 0 and "answer" in json.loads(out), err
+    assert_one_line(run("ask", "w.safetensors", "Who is a?"), "is of the model")
+
+
+def test_low_rank_weights_resumed_end_at_the_same_bits(run, here, quick, monkeypatch):
+    from minicompress.prompts.low_rank_weights import LowRankWeights
+
+    run("compress", "context.txt", *quick, "--carrier", "lora", "--out", "whole.safetensors")
+    from minicompress.compression.run import Run
+
+    real = Run.train_slots
+
+    def stops(self, checkpoint, progress):
+        def step(number, *facts):
+            progress(number, *facts)
+            if number == 2:
+                raise KeyboardInterrupt
+
+        real(self, checkpoint, step)
+
+    monkeypatch.setattr(Run, "train_slots", stops)
+    run("compress", "context.txt", *quick, "--carrier", "lora", "--out", "parts.safetensors")
+    monkeypatch.setattr(Run, "train_slots", real)
+    assert run("compress", "context.txt", *quick, "--carrier", "lora", "--resume", "--out", "parts.safetensors")[0] == 0
+    whole, parts = (flatten(LowRankWeights.load(f"{name}.safetensors").low) for name in ("whole", "parts"))
+    assert all(np.array_equal(whole[name], parts[name]) for name in whole)
