@@ -41,10 +41,10 @@ def open_prompt(path, model):
 
 
 def open_standing(path, model):
-    """What stands before a question -> the model that reads it, and the prompt: None where they are its weights."""
+    """What a context has become -> the model that reads it, and a SoftPrompt or that model's LowRankWeights."""
     if Path(path).is_file() and (weights := read_weights(path, model)):
-        low = tree_map(lambda part: place(part, model.wte), weights.low)
-        return model._replace(pair=replace(weights, low=low).reader(*model.pair)), None
+        weights = replace(weights, low=place(weights.low, model.wte))
+        return model._replace(pair=weights.reader(*model.pair)), weights
     return model, open_prompt(path, model)
 
 
@@ -109,8 +109,8 @@ def row_of(prompt, tokenizer, text):
 
 
 def labels_of(prompt, tokenizer):
-    """{label: tokens of its word} of a prompt that was tuned on labels; {} of any other, and of none."""
-    words = prompt and prompt.provenance.get("verbalizer")
+    """{label: tokens of its word} of a prompt that was tuned on labels; {} of any other."""
+    words = prompt.provenance.get("verbalizer")
     if not isinstance(words, dict) or not all(isinstance(word, str) and word for word in words.values()):
         return {}
     return {label: tokenizer.encode(word).ids for label, word in words.items()}

@@ -4,6 +4,7 @@ import sys
 
 from minicompress.cli.common import app
 from minicompress.cli.compress import compress
+from minicompress.cli.evaluate import evaluate
 from minicompress.cli.exchange import export, import_
 from minicompress.cli.golden import golden
 from minicompress.cli.inspect import inspect
@@ -17,6 +18,7 @@ __all__ = [
     "ask",
     "compress",
     "diff",
+    "evaluate",
     "export",
     "generate",
     "golden",

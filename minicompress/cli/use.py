@@ -12,7 +12,6 @@ from minicompress.cli.common import Device, Json, ModelDir, app, show
 from minicompress.compression.problem import check_positions
 from minicompress.compression.queries import FORM, line_ends, write_lines
 from minicompress.gpt2.generate import generate as write
-from minicompress.gpt2.prefix import Prefix
 from minicompress.prompts.soft_prompt import concatenate
 from minicompress.prompts.tenants import read_many
 from minicompress.tuning.scores import likeliest
@@ -33,11 +32,10 @@ def ask(
     commands.check_words("QUESTION", question)
     opened = commands.open_model(model, device)
     opened, stands = commands.open_standing(prompt, opened)
-    asked = question if stands and stands.template else FORM.format(question=question)
+    asked = question if stands.template else FORM.format(question=question)
     ids = commands.row_of(stands, opened.tokenizer, asked)
     check_positions(opened.pair[1], **commands.before(stands), question_tokens=len(ids), answer_tokens=1)
-    prefix = stands.prefix(*opened.pair) if stands else Prefix()
-    labels = commands.labels_of(stands, opened.tokenizer)
+    prefix, labels = stands.prefix(*opened.pair), commands.labels_of(stands, opened.tokenizer)
     if labels:
         longest = max(map(len, labels.values()))
         check_positions(opened.pair[1], **commands.before(stands), question_tokens=len(ids), label_tokens=longest)

@@ -71,7 +71,11 @@ class LowRankWeights:
         """How many numbers."""
         return sum(array.size for array in flatten(self.low).values())
 
-    length = 0  # positions that it takes
+    length, start, template = 0, 0, None  # as a SoftPrompt has them: it takes no position
+
+    def slots_worth(self, config):
+        """How many slots of keys and values have as many numbers; at least 1."""
+        return max(1, round(self.size / (2 * config.n_layer * config.n_embd)))
 
     def prefix(self, params, config):
         """What stands before the rows: nothing."""

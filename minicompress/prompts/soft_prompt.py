@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -36,6 +36,17 @@ class SoftPrompt:
     def length(self):
         """P."""
         return self.slots.shape[SLOT_AXIS[self.carrier]]
+
+    def first(self, slots):
+        """The first of its slots, as they are worth something where it was trained for that.
+
+        Raises ValueError where it has not so many.
+        """
+        if not 1 <= slots <= self.length:
+            raise ValueError(f"the prompt has {self.length} slots; the first {slots} cannot be had of it")
+        axis = SLOT_AXIS[self.carrier]
+        cut = lambda x, axis=axis: None if x is None else x[(slice(None),) * axis + (slice(slots),)]
+        return replace(self, slots=cut(self.slots), beta=cut(self.beta, 2), initial=cut(self.initial), raw=None)
 
     @cached_property
     def in_rows(self):
