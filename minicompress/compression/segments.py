@@ -120,7 +120,9 @@ def states_backward(dstates, caches, config, method, grads=(None, None), horizon
     Before every `horizon`-th segment the state counts as a constant, as in truncated backpropagation
     through time: nothing passes there, and with a horizon of all segments nothing is cut.
     """
-    dslots, carried = None, None
+    some = next(d for d in dstates if d is not None)
+    (*_, shape), _ = caches[0]
+    dslots, carried = array_module(some).zeros(shape[1:], some.dtype), None  # (K, C)
     for number in reversed(range(len(caches))):
         cache, length = caches[number]
         dstate = add(dstates[number], carried)

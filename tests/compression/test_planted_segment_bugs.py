@@ -36,7 +36,7 @@ BUGS = [
     Bug("the seen state's gradient lost", "horizon None, rmt", segments.states_backward,
         "carried = add(dbegins, dseen)", "carried = dbegins"),
     Bug("the first segment's slots in front forgotten", "horizon None, rmt", segments.states_backward,
-        "return add(dslots, carried)", "return dslots if dslots is not None else carried / 2"),
+        "return add(dslots, carried)", "return dslots"),
     Bug("LoRA's tokens not adapted in ICAE", "gradient, icae", amortised.compressor_gradient,
         '(None if method.adapts == "slots" else grads, grads)', "(None, grads)"),
     Bug("the reader asks nothing of its weights", "gradient, gist", amortised.ask_all,

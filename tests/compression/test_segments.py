@@ -44,6 +44,14 @@ def test_what_lies_beyond_the_horizon_is_exactly_zero(kind):
     assert np.array_equal(cut, own) and np.abs(beyond).max() > 1e-6
 
 
+def test_a_state_that_is_cut_off_from_its_slots_asks_nothing_of_them():
+    """RMT's slots are only its first state: with a horizon of 1 the last state knows nothing of them."""
+    case, _, _, caches, cotangents = horizon_case("rmt")
+    cut = states_backward([None, None, None, cotangents[3]], caches, CONFIG, case.method, horizon=1)
+    assert cut.shape == (K, CONFIG.n_embd) and not cut.any()
+    assert np.isfinite(case.gradient(horizon=1)[0])
+
+
 @each_kind
 def test_the_stream_gives_the_states_of_the_recurrence(kind):
     case = Case(kind)
