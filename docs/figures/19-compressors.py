@@ -7,6 +7,7 @@ from common import BLUE, FIGURES, GREY, ORANGE, plt, save
 
 RESULTS = FIGURES.parents[1] / "examples/results/compressors.jsonl"
 LINES = [json.loads(line) for line in RESULTS.read_text().splitlines()]
+SIZES = [1, 2, 4, 8, 16, 32]
 COLOURS = {"gist": BLUE, "autocompressor": ORANGE}
 
 
@@ -15,12 +16,23 @@ def gap(lines, name):
     return 100 * (1 - np.mean([line[name]["kl"] for line in lines]) / np.mean([line["none"]["kl"] for line in lines]))
 
 
+def of_size(producer, size):
+    return [line for line in LINES if line["producer"] == producer and line.get("per_segment") == size]
+
+
 def over_sizes(producer, name):
     """(mean number of slots in all, gap closed) for each number of slots a segment."""
-    chosen = [line for line in LINES if line["producer"] == producer and "per_segment" in line]
-    for size in sorted({line["per_segment"] for line in chosen}):
-        of_size = [line for line in chosen if line["per_segment"] == size]
-        yield float(np.mean([line["slots"] for line in of_size])), gap(of_size, name)
+    for size in SIZES:
+        if chosen := of_size(producer, size):
+            yield float(np.mean([line["slots"] for line in chosen])), gap(chosen, name)
+
+
+def row(producer, size):
+    """The page's line for so many slots a segment: slots in all, gap, recall, and the gap of as many plain tokens."""
+    chosen = of_size(producer, size)
+    slots, recall = np.mean([line["slots"] for line in chosen]), np.mean([line["sigma"]["recall"] for line in chosen])
+    first, last = (gap(chosen, name) for name in ("first", "last"))
+    return f"| {size} | {slots:.0f} | {gap(chosen, 'sigma'):.0f}% | {recall:.0%} | {first:.0f}% | {last:.0f}% |"
 
 
 def over_stream(producer, name):
@@ -39,9 +51,11 @@ def main():
     right.plot(*zip(*over_stream("autocompressor", "sigma"), strict=True), "o-", ms=4, color=ORANGE, label="autocompressor")
     right.plot(*zip(*over_stream("autocompressor", "last"), strict=True), "--", color=GREY, label="last tokens")
     left.set(title="gap closed, %: 20 held-out notes", xscale="log", xlabel="slots in all", ylim=(0, 101))
+    left.set(xticks=SIZES, xticklabels=SIZES)
+    left.minorticks_off()
     right.set(title="gap closed, %: a stream", xlabel="notes passed", ylim=(0, 101))
     for axes in (left, right):
-        axes.legend(loc="lower right", fontsize=7.5)
+        axes.legend(loc="lower right", fontsize=7, ncol=2)
     save(figure, __file__)
 
 

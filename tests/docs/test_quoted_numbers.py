@@ -315,3 +315,19 @@ def test_18_tables(figure):
     assert not [x for x in measured if 2e-7 < x < 0.1]
     versions = script.FOUND["versions"]
     assert_quoted(18, f"PEFT {versions['peft']} on Transformers {versions['transformers']} and PyTorch {versions['torch'].split('+')[0]}")
+
+
+def test_19_what_trained_compressors_keep(figure):
+    """Every line of the table, and the stream, are those of the kept run."""
+    script = figure("19-compressors")
+    assert_quoted(19, *(script.row("gist", size) for size in (1, 4, 8, 32)))
+    assert_quoted(19, *(script.row("autocompressor", size) for size in (1, 2, 4, 8)))
+    full = np.mean([line["full"]["recall"] for line in script.of_size("gist", 8)])
+    gaps = dict(script.over_stream("autocompressor", "sigma"))
+    tokens = next(line["tokens"] for line in script.LINES if line.get("passed") == 24)
+    assert_quoted(19, f"The full notes are recalled at {full:.0%}", f"when {tokens} tokens have passed")
+    assert_quoted(19, f"closed {gaps[1]:.0f}% of the gap after one note, {gaps[8]:.0f}% after eight, {gaps[24]:.0f}% after 24")
+    for producer, sizes in (("gist", script.SIZES), ("autocompressor", (1, 2, 4, 8))):
+        for size in sizes:  # an answer to truncation at every size
+            chosen = script.of_size(producer, size)
+            assert script.gap(chosen, "sigma") > max(script.gap(chosen, name) for name in ("first", "last"))
