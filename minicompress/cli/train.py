@@ -53,10 +53,10 @@ def train_compressor(
     records = read_records(text.splitlines(), data)
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file; a compressor is a folder")
-    out.mkdir(parents=True, exist_ok=True)
     checkpoint = out / "checkpoint.safetensors"
     with Shards(threads) as shards:
         training = Training(opened, records, recipe, shards, text_hash(text))
+        out.mkdir(parents=True, exist_ok=True)
         take_up(training, checkpoint, resume)
         with bar() as progress:
             task = progress.add_task("compressor", total=steps, completed=training.state["step"], loss="")

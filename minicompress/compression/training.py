@@ -8,6 +8,7 @@ import numpy as np
 
 from minicompress.compression.amortised import Asked, Example, compressor_gradient
 from minicompress.compression.compressor import Compressor, begin
+from minicompress.compression.problem import check_positions
 from minicompress.compression.queries import Query, question_query
 from minicompress.compression.segments import METHODS
 from minicompress.training.adamw import adamw_init, adamw_step, clip_by_global_norm
@@ -100,10 +101,14 @@ def example(record, tokenizer, recipe, rng, room):
 
 
 class Training:
-    """A compressor as it is learned; `model` as `open_model` gives it, records as `read_records`."""
+    """A compressor as it is learned; `model` as `open_model` gives it, records as `read_records`.
+
+    Raises ValueError where a segment and its slots do not fit into the model.
+    """
 
     def __init__(self, model, records, recipe, shards, data_hash):
         self.model, self.records, self.recipe, self.shards = model, records, recipe, shards
+        check_positions(model.pair[1], tokens_of_a_segment=recipe.segment, slots=recipe.slots)
         self.facts = {"model": model.hash, "data": data_hash, "recipe": asdict(recipe), "shards": shards.n}
         rng = np.random.default_rng((recipe.seed, 0))
         self.raw = begin(recipe.producer, model.pair, recipe.slots, rng, recipe.rank)

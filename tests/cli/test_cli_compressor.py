@@ -104,6 +104,12 @@ def test_data_that_is_none(line, said, train, data):
     assert not (data / "gist").exists()
 
 
+def test_a_segment_that_does_not_fit(train, data):
+    said = "n_positions is 128; 126 tokens of a segment + 3 slots need 129"
+    assert_one_line(train("gist", "--segment", 126), said)
+    assert not (data / "gist").exists()
+
+
 @pytest.mark.parametrize("arguments, said", [
     (["--producer", "gist"], "--producer gist is trained first: name its folder with --compressor DIR"),
     (["--producer", "gradient", "--compressor", "x"], "leave out one"),
