@@ -8,12 +8,13 @@ from rich.console import Console
 
 from minicompress import commands
 from minicompress.cli.common import Device, Json, ModelDir, app, aside, bar, show, take_up
-from minicompress.cli.produce import compress_once
+from minicompress.cli.produce import by_compressor, by_selection, compress_once
 from minicompress.compression.objectives import DIVERGENCES, LOSSES, TOP_K, read_loss
 from minicompress.compression.places import read_places
 from minicompress.compression.problem import QUERY_TOKENS, Recipe, check_positions
 from minicompress.compression.run import Run
 from minicompress.compression.segments import METHODS
+from minicompress.compression.select import SELECTORS
 from minicompress.compression.sources import ANSWERS, SOURCES
 from minicompress.evaluation.baselines import evaluate, trained_prefixes
 from minicompress.prompts.carriers import DOORS, POSITIONS
@@ -40,7 +41,9 @@ def compress(
         str, typer.Option(help="where tokens begin: compact (after the slots), logical (after the context), unshifted")
     ] = "compact",
     beta: Annotated[bool, typer.Option("--beta", help="kv: train a log-mass for every key as well")] = False,
-    producer: Annotated[str | None, typer.Option(help=f"gradient, or of a --compressor: {', '.join(METHODS)}")] = None,
+    producer: Annotated[
+        str | None, typer.Option(help=f"gradient; {', '.join(SELECTORS)}; or of a --compressor: {', '.join(METHODS)}")
+    ] = None,
     compressor: Annotated[
         Path | None, typer.Option(help="a folder that train-compressor made: slots in one reading")
     ] = None,
@@ -94,11 +97,11 @@ def compress(
     """Compress a CONTEXT into a soft prompt, and print what it is worth."""
     commands.check_choice("--carrier", carrier, *DOORS, LORA)
     commands.check_choice("--positions", positions, *POSITIONS)
-    commands.check_choice("--producer", producer or "gradient", "gradient", *METHODS)
+    commands.check_choice("--producer", producer or "gradient", "gradient", *SELECTORS, *METHODS)
     if producer in METHODS and not compressor:
         raise ValueError(f"--producer {producer} is trained first: name its folder with --compressor DIR")
-    if producer == "gradient" and compressor:
-        raise ValueError("--compressor makes slots in one reading, and --producer gradient trains them; leave out one")
+    if producer not in (None, *METHODS) and compressor:
+        raise ValueError(f"--compressor makes slots in its own way, and --producer is {producer}; leave out one")
     if answers is not None:
         commands.check_choice("--answers", answers, *ANSWERS)
     terms = {term.name for term in read_loss(loss)}
@@ -132,10 +135,14 @@ def compress(
                     positions, beta, top, source, answers, tuple(seed_prompt or ()) or None, chunk, continuation_share,
                     refresh, places)  # fmt: skip
     checkpoint = out.with_name(out.name + ".checkpoint")
-    if compressor:
+    if compressor or producer in SELECTORS:
         with Shards(threads) as shards:
             asked = recipe, file, evaluate_on, shards
-            result = compress_once(compressor, producer, slots, student, text, device, out, asked)
+            if compressor:
+                way = by_compressor(compressor, producer, slots, student, device)
+            else:
+                way = by_selection(str(producer), recipe.slots, student, seed)
+            result = compress_once(way, student, text, out, asked)
         return tell(result, as_json)
     with Shards(threads) as shards:
         with aside.status("the teacher reads the context and writes questions" if not file else "the teacher reads"):

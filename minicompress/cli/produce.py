@@ -1,35 +1,51 @@
-"""`compress` by a trained compressor: one reading of the context, and the same table."""
+"""`compress` where nothing is trained: by a trained compressor, or by selection; and the same table."""
 
 import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
+from minicompress.arrays import to_host
 from minicompress.cli.common import aside
 from minicompress.cli.compressors import open_compressor
-from minicompress.compression.compressor import Compressor
-from minicompress.compression.problem import QUERY_TOKENS, Model, Problem
+from minicompress.compression.problem import QUERY_TOKENS, Model, Problem, place
+from minicompress.compression.select import SELECTORS
 from minicompress.evaluation.baselines import evaluate
 from minicompress.prompts.soft_prompt import SoftPrompt, text_hash
 
 
-def compress_once(folder: Path, kind: str | None, slots: int | None, model: Model, text: str, device: str, out: Path,
-                  problem: tuple) -> dict:  # fmt: skip
-    """The text by the compressor in a folder -> a prompt's file; its facts, and the table where there can be one.
-
-    problem: the recipe, files of queries and shards. There is no table of a context that no teacher can read.
-    """
+def by_compressor(folder: Path, kind: str | None, slots: int | None, model: Model, device: str) -> tuple:
+    """-> what makes a prompt of token ids, the model that reads it, and the recipe's words."""
     compressor, reader = open_compressor(folder, model, device)
     if kind and kind != compressor.kind:
         raise ValueError(f"{folder} holds a compressor of the kind {compressor.kind}; --producer is {kind}")
-    began = time.perf_counter()
-    ids = model.tokenizer.encode(text).ids
-    made = compressor.compress(reader.pair, ids, slots)
+    recipe = {"producer": compressor.kind, "segment": compressor.segment}
+    return (lambda ids: compressor.compress(reader.pair, ids, slots)), reader, recipe
+
+
+def by_selection(name: str, slots: int, model: Model, seed: int) -> tuple:
+    """The same, of a selector."""
+    rng = np.random.default_rng(seed)
+    return (lambda ids: SELECTORS[name](model.pair, ids, slots, rng)), model, {"producer": name, "seed": seed}
+
+
+def compress_once(way: tuple, model: Model, text: str, out: Path, problem: tuple) -> dict:
+    """The text in one of these ways -> a prompt's file; its facts, and the table where there can be one.
+
+    problem: the recipe, files of queries and shards. There is no table of a context that no teacher can read.
+    """
+    make, reader, recipe = way
+    began, ids = time.perf_counter(), model.tokenizer.encode(text).ids
+    made = make(ids)
     seconds = time.perf_counter() - began
-    made = replace(made, provenance=provenance(compressor, reader, text, len(ids)))
+    said = {"model": reader.hash, "context": text_hash(text), "context_tokens": len(ids), "recipe": recipe}
+    made = replace(made, slots=to_host(made.slots), provenance=said)
     made.check_model(reader.pair[1], str(out))
     made.save(out)
-    facts = {"out": str(out), "producer": compressor.kind, "context_tokens": len(ids), "slots": made.length,
-             "seconds": seconds, "segments": -(-len(ids) // compressor.segment)}  # fmt: skip
+    facts = {"out": str(out), "producer": recipe["producer"], "context_tokens": len(ids), "slots": made.length,
+             "seconds": seconds}  # fmt: skip
+    made = replace(made, slots=place(made.slots, model.wte))
     room = model.pair[1].n_positions
     if len(ids) + QUERY_TOKENS > room:
         aside.print(f"no table: n_positions is {room:,}, so no teacher can read {len(ids):,} tokens and a query")
@@ -45,9 +61,3 @@ def table(model: Model, text: str, problem: tuple, made: SoftPrompt, reader: Mod
         asked = Problem(model, model, text, recipe, queries, evaluate_on, shards)
         asked.seconds = seconds
         return evaluate(asked, made={"sigma": made}, reader=reader.pair)
-
-
-def provenance(compressor: Compressor, reader: Model, text: str, tokens: int) -> dict:
-    """Whom the prompt is for, and what made it."""
-    recipe = {"producer": compressor.kind, "segment": compressor.segment}
-    return {"model": reader.hash, "context": text_hash(text), "context_tokens": tokens, "recipe": recipe}

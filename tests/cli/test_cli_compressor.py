@@ -8,6 +8,7 @@ from safetensors.numpy import load_file
 from test_cli_mistakes import assert_one_line
 
 from minicompress.compression.segments import METHODS
+from minicompress.compression.select import SELECTORS
 from minicompress.compression.training import Training
 from minicompress.prompts.soft_prompt import SoftPrompt
 from minicompress.trees import flatten
@@ -129,6 +130,20 @@ def test_a_compressor_of_another_model_or_kind(train, run, data, model, new_mode
     compress = lambda *more: run("compress", "context.txt", "--compressor", "ccm", "--out", "p.safetensors", *more)
     assert_one_line(compress("--model", other), "was trained from the model")
     assert_one_line(compress("--model", model, "--producer", "rmt"), "holds a compressor of the kind ccm")
+
+
+@pytest.mark.parametrize("name", SELECTORS)
+def test_a_selection(name, run, here, model):
+    code, out, err = run("compress", "context.txt", "--model", model, "--producer", name, "--slots", 4, "--queries", "queries.jsonl",
+                         "--out", "p.safetensors", "--json")  # fmt: skip
+    assert code == 0, err
+    told = json.loads(out)
+    assert told["producer"] == name and told["slots"] == 4
+    if name in ("first", "last"):
+        assert told["rows"]["sigma"]["kl"] == pytest.approx(told["rows"][name]["kl"], rel=1e-5)
+    assert run("ask", "p.safetensors", "Who is a?", "--model", model)[0] == 0
+    said = "tokens, of which 90 cannot be selected"
+    assert_one_line(run("compress", "context.txt", "--model", model, "--producer", name, "--slots", 90, "--out", "q.safetensors"), said)
 
 
 def test_a_context_as_low_rank_weights(run, here, model, quick):

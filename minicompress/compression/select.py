@@ -1,0 +1,83 @@
+"""Selecting: k tokens of the context, or k means over it, stand for all of it; nothing is learned.
+
+Every selector is f(pair, ids, slots, rng) -> SoftPrompt. Chosen tokens keep their order, and the model reads them anew
+at positions 0..k-1: what a context cut to that size would be worth.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+
+from minicompress.arrays import array_module, like, to_host
+from minicompress.gpt2 import embed, forward, logits
+from minicompress.gpt2.prefix import read_tokens
+from minicompress.layers.losses import cross_entropy
+from minicompress.prompts.carriers import lift
+from minicompress.prompts.soft_prompt import SoftPrompt
+
+
+def self_information(pair, ids):
+    """-log2 p(token | all before it), in bits (T,), by the model itself; ∞ for the first, which nothing predicts.
+
+    What a reader could have guessed need not be kept (Selective-Context, Li et al. 2023).
+    """
+    params, config = pair
+    if len(ids) == 1:
+        return np.array([np.inf])
+    hidden, _, _ = forward(params, config, embed(params, np.asarray(ids[:-1])[None]), keep="nothing")
+    losses, _ = cross_entropy(logits(params, hidden)[0], like(np.asarray(ids[1:]), hidden))
+    return np.concatenate([[np.inf], to_host(losses) / np.log(2)])
+
+
+def places(name, pair, ids, k, rng):
+    """Which k of the context's tokens are kept, in their order."""
+    n = len(ids)
+    if name == "selective":
+        return np.sort(np.argsort(-self_information(pair, ids), kind="stable")[:k])
+    if name == "random":
+        return np.sort(rng.choice(n, k, replace=False))
+    head = {"first": k, "last": 0, "first-last": (k + 1) // 2}[name]
+    return np.r_[:head, n - (k - head) : n]
+
+
+def tokens(name, pair, ids, slots, rng):
+    """The chosen tokens, as the keys and values that the model makes of them alone."""
+    check(ids, slots)
+    wte = pair[0]["wte"]["weight"]
+    chosen = wte[like(np.asarray(ids)[places(name, pair, ids, slots, rng)], wte)]
+    return SoftPrompt(lift(*pair, chosen, "kv"), "kv")
+
+
+def pooled_embeddings(pair, ids, slots, rng):
+    """The mean embedding of each of k consecutive parts of the context."""
+    check(ids, slots)
+    wte = pair[0]["wte"]["weight"]
+    return SoftPrompt(means(wte[like(np.asarray(ids), wte)], slots, axis=0))
+
+
+def pooled_kv(pair, ids, slots, rng):
+    """The mean keys and values of each of k consecutive parts of the context, as it was read; the rows follow it."""
+    check(ids, slots)
+    past = read_tokens(*pair, ids).past
+    xp = array_module(past[0][0])
+    kv = xp.stack([xp.stack([k[0], v[0]]) for k, v in past])  # (L, 2, H, T, D)
+    return SoftPrompt(means(kv, slots, axis=3), "kv", "logical", len(ids))
+
+
+def means(x, k, axis):
+    """The means of k consecutive parts along an axis, as even as can be."""
+    xp, n = array_module(x), x.shape[axis]
+    cuts = [n * i // k for i in range(1, k)]
+    return xp.concatenate([part.mean(axis, keepdims=True) for part in xp.split(x, cuts, axis=axis)], axis=axis)
+
+
+def check(ids, slots):
+    """Raises ValueError where there are more slots than tokens."""
+    if slots > len(ids):
+        raise ValueError(f"the context has {len(ids):,} tokens, of which {slots:,} cannot be selected")
+
+
+TOKENS = ("first", "last", "first-last", "random", "selective")
+SELECTORS: dict[str, Callable] = {name: partial(tokens, name) for name in TOKENS}
+SELECTORS |= {"pooled-embeddings": pooled_embeddings, "pooled-kv": pooled_kv}
