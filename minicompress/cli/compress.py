@@ -1,5 +1,6 @@
 """`compress`: a text file becomes a soft prompt, and a table says what it is worth."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -8,10 +9,11 @@ from rich.console import Console
 
 from minicompress import commands
 from minicompress.cli.common import Device, Json, ModelDir, app, aside, bar, show, take_up
-from minicompress.cli.produce import by_compressor, by_selection, compress_once
+from minicompress.cli.produce import MATCHING, by_compressor, by_matching, by_selection, compress_once
+from minicompress.compression.matching import CHOOSE
 from minicompress.compression.objectives import DIVERGENCES, LOSSES, TOP_K, read_loss
 from minicompress.compression.places import read_places
-from minicompress.compression.problem import QUERY_TOKENS, Recipe, check_positions
+from minicompress.compression.problem import QUERY_TOKENS, Problem, Recipe, check_positions
 from minicompress.compression.run import Run
 from minicompress.compression.segments import METHODS
 from minicompress.compression.select import SELECTORS
@@ -22,6 +24,7 @@ from minicompress.prompts.low_rank_weights import LORA
 from minicompress.report.table import cost_line, evaluation_table
 from minicompress.training.shards import Shards
 
+ONCE = (MATCHING, *SELECTORS)  # producers that train nothing
 OTHER_CONTEXT = Path(commands.__file__).parent / "report" / "other_context.txt"
 
 
@@ -42,8 +45,9 @@ def compress(
     ] = "compact",
     beta: Annotated[bool, typer.Option("--beta", help="kv: train a log-mass for every key as well")] = False,
     producer: Annotated[
-        str | None, typer.Option(help=f"gradient; {', '.join(SELECTORS)}; or of a --compressor: {', '.join(METHODS)}")
+        str | None, typer.Option(help=f"gradient; {', '.join(ONCE)}; or of a --compressor: {', '.join(METHODS)}")
     ] = None,
+    choose: Annotated[str, typer.Option(help=f"{MATCHING}: keys by {' or '.join(CHOOSE)}")] = "rms",
     compressor: Annotated[
         Path | None, typer.Option(help="a folder that train-compressor made: slots in one reading")
     ] = None,
@@ -97,7 +101,8 @@ def compress(
     """Compress a CONTEXT into a soft prompt, and print what it is worth."""
     commands.check_choice("--carrier", carrier, *DOORS, LORA)
     commands.check_choice("--positions", positions, *POSITIONS)
-    commands.check_choice("--producer", producer or "gradient", "gradient", *SELECTORS, *METHODS)
+    commands.check_choice("--producer", producer or "gradient", "gradient", *ONCE, *METHODS)
+    commands.check_choice("--choose", choose, *CHOOSE)
     if producer in METHODS and not compressor:
         raise ValueError(f"--producer {producer} is trained first: name its folder with --compressor DIR")
     if producer not in (None, *METHODS) and compressor:
@@ -135,14 +140,21 @@ def compress(
                     positions, beta, top, source, answers, tuple(seed_prompt or ()) or None, chunk, continuation_share,
                     refresh, places)  # fmt: skip
     checkpoint = out.with_name(out.name + ".checkpoint")
-    if compressor or producer in SELECTORS:
+    if compressor or producer not in (None, "gradient"):
         with Shards(threads) as shards:
-            asked = recipe, file, evaluate_on, shards
+
+            def pose(made):
+                fits = replace(recipe, slots=made.length, positions=made.positions) if made else recipe
+                return Problem(student, reader, text, fits, file, evaluate_on, shards, cache)
+
             if compressor:
                 way = by_compressor(compressor, producer, slots, student, device)
+            elif producer == MATCHING:
+                with aside.status("the teacher reads the context and writes questions"):
+                    way, pose = by_matching(posed := pose(None), recipe.slots, choose), lambda _: posed
             else:
                 way = by_selection(str(producer), recipe.slots, student, seed)
-            result = compress_once(way, student, text, out, asked)
+            result = compress_once(way, student, text, out, pose)
         return tell(result, as_json)
     with Shards(threads) as shards:
         with aside.status("the teacher reads the context and writes questions" if not file else "the teacher reads"):

@@ -1,6 +1,7 @@
 """`compress` where nothing is trained: by a trained compressor, or by selection; and the same table."""
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,10 +10,13 @@ import numpy as np
 from minicompress.arrays import to_host
 from minicompress.cli.common import aside
 from minicompress.cli.compressors import open_compressor
+from minicompress.compression.matching import attention_matching
 from minicompress.compression.problem import QUERY_TOKENS, Model, Problem, place
 from minicompress.compression.select import SELECTORS
 from minicompress.evaluation.baselines import evaluate
-from minicompress.prompts.soft_prompt import SoftPrompt, text_hash
+from minicompress.prompts.soft_prompt import text_hash
+
+MATCHING = "attention-matching"
 
 
 def by_compressor(folder: Path, kind: str | None, slots: int | None, model: Model, device: str) -> tuple:
@@ -30,10 +34,17 @@ def by_selection(name: str, slots: int, model: Model, seed: int) -> tuple:
     return (lambda ids: SELECTORS[name](model.pair, ids, slots, rng)), model, {"producer": name, "seed": seed}
 
 
-def compress_once(way: tuple, model: Model, text: str, out: Path, problem: tuple) -> dict:
+def by_matching(problem: Problem, slots: int, choose: str) -> tuple:
+    """The same, of Attention Matching; its reference rows are the queries to train on."""
+    rows = [query.ids for query in problem.train]
+    make = lambda ids: attention_matching(problem.model.pair, ids, slots, rows, choose)
+    return make, problem.model, {"producer": MATCHING, "choose": choose, "queries": len(rows)}
+
+
+def compress_once(way: tuple, model: Model, text: str, out: Path, pose: Callable) -> dict:
     """The text in one of these ways -> a prompt's file; its facts, and the table where there can be one.
 
-    problem: the recipe, files of queries and shards. There is no table of a context that no teacher can read.
+    pose(made) gives the Problem that it is judged by. There is no table of a context that no teacher can read.
     """
     make, reader, recipe = way
     began, ids = time.perf_counter(), model.tokenizer.encode(text).ids
@@ -50,14 +61,7 @@ def compress_once(way: tuple, model: Model, text: str, out: Path, problem: tuple
     if len(ids) + QUERY_TOKENS > room:
         aside.print(f"no table: n_positions is {room:,}, so no teacher can read {len(ids):,} tokens and a query")
         return facts
-    return facts | table(model, text, problem, made, reader, seconds)
-
-
-def table(model: Model, text: str, problem: tuple, made: SoftPrompt, reader: Model, seconds: float) -> dict:
-    """The rows of `evaluate`."""
-    recipe, queries, evaluate_on, shards = problem
-    recipe = replace(recipe, slots=made.length, positions=made.positions)
-    with aside.status("the teacher reads the context, and writes questions" if not queries else "the teacher reads"):
-        asked = Problem(model, model, text, recipe, queries, evaluate_on, shards)
-        asked.seconds = seconds
-        return evaluate(asked, made={"sigma": made}, reader=reader.pair)
+    with aside.status("the teacher reads the context; evaluating on the held-out queries"):
+        problem = pose(made)
+        problem.seconds = seconds
+        return facts | evaluate(problem, made={"sigma": made}, reader=reader.pair)

@@ -146,6 +146,17 @@ def test_a_selection(name, run, here, model):
     assert_one_line(run("compress", "context.txt", "--model", model, "--producer", name, "--slots", 90, "--out", "q.safetensors"), said)
 
 
+@pytest.mark.parametrize("choose", ["rms", "omp"])
+def test_attention_matching(choose, run, here, model):
+    arguments = ["--model", model, "--producer", "attention-matching", "--choose", choose, "--queries", "queries.jsonl"]
+    code, out, err = run("compress", "context.txt", *arguments, "--slots", 6, "--out", "p.safetensors", "--json")
+    assert code == 0, err
+    told, prompt = json.loads(out), SoftPrompt.load("p.safetensors")
+    assert told["producer"] == "attention-matching" and prompt.length == 6 and prompt.beta is not None
+    assert told["rows"]["sigma"]["kl"] < told["rows"]["none"]["kl"]
+    assert_one_line(run("compress", "context.txt", *arguments, "--slots", 60, "--out", "q.safetensors"), "60 keys cannot be chosen")
+
+
 def test_a_context_as_low_rank_weights(run, here, model, quick):
     code, out, err = run("compress", "context.txt", *quick, "--carrier", "lora", "--out", "w.safetensors", "--json")
     assert code == 0, err
