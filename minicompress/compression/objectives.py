@@ -27,7 +27,8 @@ DIVERGENCES = {
     "js": (divergences.jensen_shannon, divergences.jensen_shannon_backward),
     **TOP_K,
 }
-LOSSES = (*DIVERGENCES, "likelihood")
+INSIDE = ("hidden", "attention")  # what these compare no head sees: inside.py
+LOSSES = (*DIVERGENCES, "likelihood", *INSIDE)
 
 
 class Term(NamedTuple):

@@ -8,7 +8,8 @@ import numpy as np
 
 from minicompress.arrays import array_module, to_host
 from minicompress.compression.gradient import train_slots
-from minicompress.compression.objectives import check_loss, read_loss
+from minicompress.compression.inside import TeacherInside
+from minicompress.compression.objectives import INSIDE, check_loss, read_loss
 from minicompress.compression.places import choose_places, read_places
 from minicompress.compression.problem import Problem, copied, place
 from minicompress.compression.queries import Query
@@ -36,16 +37,26 @@ def initial_slots(model, context_ids, recipe):
     return {"slots": slots, "beta": array_module(slots).zeros_like(slots[:, 0, ..., 0])}
 
 
+def check_recipe(recipe, student, teacher):
+    """Raises ValueError where a loss, the places or the queries do not go together; student, teacher: their configs."""
+    check_loss(recipe.loss, recipe.top_k, student.vocab_size)
+    read_places(recipe.places)
+    terms = {term.name for term in read_loss(recipe.loss)}
+    sizes = [(config.n_layer, config.n_embd) for config in (student, teacher)]
+    if terms & {*INSIDE} and sizes[0] != sizes[1]:
+        words = " and ".join(f"{layers} layers of {width}" for layers, width in sizes)
+        raise ValueError(f"--loss {recipe.loss} compares layer by layer; the model and its teacher have {words}")
+    if recipe.queries == "on-policy" and "likelihood" in terms:
+        raise ValueError("--queries on-policy: the student writes no answers; leave likelihood out of --loss")
+
+
 class Run(Problem):
     """A problem, and slots that follow the gradient; `progress(step, steps, loss)` is told of each step."""
 
     asked = ()  # what is trained on now
 
     def __init__(self, model, teacher, text, recipe, queries_file=None, evaluate_on=None, shards=None, cache=None):
-        check_loss(recipe.loss, recipe.top_k, model.pair[1].vocab_size)
-        read_places(recipe.places)
-        if recipe.queries == "on-policy" and any(term.name == "likelihood" for term in read_loss(recipe.loss)):
-            raise ValueError("--queries on-policy: the student writes no answers; leave likelihood out of --loss")
+        check_recipe(recipe, model.pair[1], teacher.pair[1])
         super().__init__(model, teacher, text, recipe, queries_file, evaluate_on, shards, cache)
         self.seconds_training = 0.0
         self.ask(self.train)
@@ -61,6 +72,8 @@ class Run(Problem):
         if queries := choose_places(recipe.places, queries, teacher, self.read, self.shards):
             self.asked = queries
             self.expects = Teacher(teacher, self.read, queries, self.shards, temperature=recipe.temperature)
+            within = any(term.name in INSIDE for term in read_loss(recipe.loss))
+            self.inside = TeacherInside(teacher, self.read, queries, self.shards) if within else None
 
     def ask_student(self):
         """What the student writes behind its present slots is trained on, but for what is held out."""
@@ -92,7 +105,7 @@ class Run(Problem):
                 train_slots(self.model.pair, self.slots, self.state, self.asked, self.expects, recipe.steps,
                             shards=self.shards, loss=recipe.loss, temperature=recipe.temperature, lr=recipe.lr,
                             rows=recipe.rows, seed=recipe.seed, on_step=on_step, door=self.door,
-                            top_k=recipe.top_k, until=until)  # fmt: skip
+                            top_k=recipe.top_k, until=until, inside=self.inside)  # fmt: skip
         except KeyboardInterrupt:
             if checkpoint:
                 self.save(checkpoint)

@@ -8,11 +8,16 @@ from minicompress.layers.linear import linear, linear_backward
 from minicompress.trees import child
 
 
-def block(x, params, config, past=None, key_mask=None, frozen=True):
-    """x (B, T, C) -> x, present, cache. `present` are this block's keys and values (B, H, T, D)."""
+def block(x, params, config, past=None, key_mask=None, frozen=True, attended=None):
+    """x (B, T, C) -> x, present, cache. `present` are this block's keys and values (B, H, T, D).
+
+    attended: a list that receives what attention adds to x.
+    """
     eps, cache = config.layer_norm_epsilon, {}
     a, cache["ln_1"] = layernorm(x, **params["ln_1"], eps=eps)
     a, present, cache["attn"] = self_attention(a, params["attn"], config.n_head, past, key_mask, frozen)
+    if attended is not None:
+        attended.append(a.copy())
     a += x
     m, cache["ln_2"] = layernorm(a, **params["ln_2"], eps=eps)
     m, cache["mlp"] = mlp(m, params["mlp"], frozen)
@@ -20,12 +25,16 @@ def block(x, params, config, past=None, key_mask=None, frozen=True):
     return m, present, cache
 
 
-def block_backward(dout, cache, dpresent=None, grads=None):
-    """dout (B, T, C) -> dx, dpast. `dpresent` is what later tokens asked of this block's keys and values."""
+def block_backward(dout, cache, dpresent=None, grads=None, dattended=None):
+    """dout (B, T, C) -> dx, dpast. `dpresent` is what later tokens asked of this block's keys and values.
+
+    dattended (B, T, C): what is asked of attention's own output, before x.
+    """
     da = mlp_backward(dout, cache["mlp"], child(grads, "mlp"))
     da = layernorm_backward(da, cache["ln_2"], child(grads, "ln_2"))
     da += dout  # the residual stream passes the gradient on unchanged
-    dx, dpast = self_attention_backward(da, cache["attn"], dpresent, child(grads, "attn"))
+    dadded = da if dattended is None else da + dattended
+    dx, dpast = self_attention_backward(dadded, cache["attn"], dpresent, child(grads, "attn"))
     dx = layernorm_backward(dx, cache["ln_1"], child(grads, "ln_1"))
     dx += da
     return dx, dpast

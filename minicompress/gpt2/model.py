@@ -84,19 +84,21 @@ def positions(params, T, offset=0, lengths=None):
     return wpe[like(where, wpe)]
 
 
-def forward(params, config, x, past=None, key_mask=None, keep="dx", watch=None):
+def forward(params, config, x, past=None, key_mask=None, keep="dx", watch=None, attended=None):
     """x (B, T, C) -> hidden (B, T, C) after ln_f, present, cache.
 
     past: for each layer a pair of keys and values, each (1 or B, H, P, D), or None.
     key_mask: (B, P + T), False where a row must not look.
     keep: what the cache is for: "nothing" (no backward), "dx" (frozen weights), "grads" (all).
     watch: a list that receives the residual stream before each block and after the last.
+    attended: a list that receives what attention adds to that stream in each block.
     """
     presents, caches = [], []
     for layer in range(len(params["h"])):
         if watch is not None:
             watch.append(x)
-        x, present, cache = block(x, params["h"][str(layer)], config, past and past[layer], key_mask, keep != "grads")
+        weights, before = params["h"][str(layer)], past and past[layer]
+        x, present, cache = block(x, weights, config, before, key_mask, keep != "grads", attended)
         presents.append(present)
         if keep != "nothing":
             caches.append(cache)
@@ -106,21 +108,25 @@ def forward(params, config, x, past=None, key_mask=None, keep="dx", watch=None):
     return hidden, presents, None if keep == "nothing" else (caches, cache_f)
 
 
-def backward(dhidden, cache, dpresent=None, grads=None, watch=None):
+def backward(dhidden, cache, dpresent=None, grads=None, watch=None, dstream=None, dattended=None):
     """dhidden (B, T, C) -> dx (B, T, C), dpast (as `past`, or a list of None).
 
     dpresent: for each layer the gradient of its keys and values, from whoever read them.
     grads: as the params, and added to; None where the weights are frozen.
     watch: a list that receives the gradient of the residual stream, from the last block's output down to x.
+    dstream, dattended: what is asked of everything that forward's `watch` and `attended` receive, in their order.
     """
     caches, cache_f = cache
     dx = layernorm_backward(dhidden, cache_f, child(grads, "ln_f"))
     dpasts = []
+    dx = dx if dstream is None else dx + dstream[-1]
     for layer in reversed(range(len(caches))):
         if watch is not None:
             watch.append(dx)
         block_grads = child(child(grads, "h"), str(layer))
-        dx, dpast = block_backward(dx, caches[layer], dpresent and dpresent[layer], block_grads)
+        asked = dattended and dattended[layer]
+        dx, dpast = block_backward(dx, caches[layer], dpresent and dpresent[layer], block_grads, asked)
+        dx = dx if dstream is None else dx + dstream[layer]
         dpasts.append(dpast)
     if watch is not None:
         watch.append(dx)

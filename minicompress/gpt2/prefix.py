@@ -85,20 +85,20 @@ def check_first(scored, predicts):
         raise ValueError(f"row {rows[0]}: its first token is scored, but nothing stands before it to predict it")
 
 
-def predictors(params, config, prefix, ids, scored, keep="nothing"):
+def predictors(params, config, prefix, ids, scored, keep="nothing", watch=None, attended=None):
     """The states that predict the scored targets.
 
     ids (B, T) on the host, rows padded on the right; scored (B, T), True where ids[b, t] is a
     target. Returns hidden (N, C) for the N scored targets, row by row, and the cache. Raises
     ValueError where a first token is scored and nothing stands before it. What stands behind a
-    row's last target predicts nothing: it is padding, whatever it is.
+    row's last target predicts nothing: it is padding, whatever it is. watch, attended: as in `forward`.
     """
     check_first(scored, (prefix.last is not None) if prefix.predicts is None else prefix.predicts)
     if ids.shape[1] == 1:  # a column of padding, so that there is something to read
         ids, scored = (np.pad(a, ((0, 0), (0, 1))) for a in (ids, scored))
     read, ends = ids[:, :-1], (scored * np.arange(scored.shape[1])).max(1)  # the last token predicts nothing
     x = embed(params, read, prefix.start, prefix.slots, ends)
-    hidden, _, cache = forward(params, config, x, prefix.past, prefix.key_mask(*read.shape), keep)
+    hidden, _, cache = forward(params, config, x, prefix.past, prefix.key_mask(*read.shape), keep, watch, attended)
     xp, (B, _, C) = array_module(x), x.shape
     first = prefix.last if prefix.last is not None else xp.zeros_like(x[:1, :1])
     hidden = xp.concatenate([xp.broadcast_to(first, (B, 1, C)), hidden], axis=1)  # (B, T, C), t predicts t
@@ -106,16 +106,17 @@ def predictors(params, config, prefix, ids, scored, keep="nothing"):
     return hidden.reshape(-1, C)[index], (cache, index, hidden.shape, first, read, prefix)
 
 
-def predictors_backward(dhidden, cache, grads=None):
+def predictors_backward(dhidden, cache, grads=None, dstream=None, dattended=None):
     """dhidden (N, C) -> what the rows ask of the prefix: dpast, dlast (1 or B, 1, C), dslots where they place any.
 
-    grads: as in `backward`; of the embeddings too, where it has them and all rows begin at one position.
+    grads: as in `backward`, and dstream, dattended; of the embeddings too, where it has them and all rows begin at one
+    position.
     """
     cache, index, (B, T, C), first, read, prefix = cache
     dall = array_module(dhidden).zeros((B * T, C), dhidden.dtype)
     dall[index] = dhidden
     dall = dall.reshape(B, T, C)
-    dx, dpast = backward(dall[:, 1:], cache, grads=grads)
+    dx, dpast = backward(dall[:, 1:], cache, None, grads, None, dstream, dattended)
     if child(grads, "wte") is not None:
         embed_backward(dx, read, grads, prefix.start)
     dslots = None if prefix.slots is None else embed_slots_backward(dx, read, prefix.slots)

@@ -12,22 +12,23 @@ from minicompress.prompts.low_rank_weights import adapt, adapt_backward, room_fo
 from minicompress.trees import child, tree_map
 
 
-def slots_gradient(model, slots, ids, scored, make_objective, shards, door=EMBEDDINGS):
+def slots_gradient(model, slots, ids, scored, make_objective, shards, door=EMBEDDINGS, ask=None):
     """slots (P, C), ids and scored (B, T) -> mean loss over the scored places, dslots (P, C).
 
     make_objective(rows, weight) gives the objective for the scored places of the batch's rows.
     Behind another `door` the slots are whatever it reads, an array or a tree, and dslots the same.
+    `ask` stands in for `asked_by_rows` where the objective is of another kind.
     """
     prefix, cache = door.read(*model, slots, keep="dx")
 
     def shard(rows, objective):
-        return asked_by_rows(model, prefix, ids[rows], scored[rows], objective)
+        return (ask or asked_by_rows)(model, prefix, ids[rows], scored[rows], objective)
 
     losses, asked = zip(*over_shards(shard, scored, make_objective, shards), strict=True)
     return float(to_host(sum(losses))), door.read_backward(total(asked), cache)
 
 
-def weights_gradient(model, low, ids, scored, make_objective, shards):
+def weights_gradient(model, low, ids, scored, make_objective, shards, ask=None):
     """As `slots_gradient`, for low-rank weights instead of slots -> mean loss, and a tree like `low`.
 
     Nothing stands before the rows. What is formed is the gradient of the adapted weights, and of no other.
@@ -37,7 +38,7 @@ def weights_gradient(model, low, ids, scored, make_objective, shards):
 
     def shard(rows, objective):
         grads = room_for(params, low)
-        loss, _ = asked_by_rows((adapted, config), prefix, ids[rows], scored[rows], objective, grads)
+        loss, _ = (ask or asked_by_rows)((adapted, config), prefix, ids[rows], scored[rows], objective, grads)
         return loss, grads
 
     losses, grads = zip(*over_shards(shard, scored, make_objective, shards), strict=True)

@@ -29,6 +29,7 @@ def recipe(path="p"):
     (["--queries", "asked.jsonl", "--answers", "sampled"], {"queries": "file", "answers": "sampled"}),
     (["--queries", "queries.jsonl", "--loss", "js:0.3+0.5*likelihood"], {"loss": "js:0.3+0.5*likelihood"}),
     (["--queries", "queries.jsonl", "--loss", "kl+top-k-tail"], {"loss": "kl+top-k-tail", "top_k": 20}),
+    (["--queries", "queries.jsonl", "--loss", "kl+0.5*hidden+attention"], {"loss": "kl+0.5*hidden+attention"}),
     (["--queries", "queries.jsonl", "--places", "first:2"], {"places": "first:2"}),
     (["--queries", "queries.jsonl", "--places", "changed"], {"places": "changed"}),
 ], ids=str)  # fmt: skip
@@ -108,6 +109,7 @@ def test_a_student_s_rows_stopped_and_resumed(run, here, model, monkeypatch):
     (["--loss", "0*kl"], ["its weight is '0'; a finite number above 0 is needed"]),
     (["--loss", "js:2"], ["its β is '2'; a number between 0 and 1 is needed"]),
     (["--loss", "kl:0.5"], ["js alone has a β"]),
+    (["--loss", "hidden", "--temperature", 2], ["--temperature softens distributions; --loss hidden has none"]),
     (["--loss", "kl+likelihood", "--top-k", 5], ["--top-k belongs to --loss top-k or"]),
     (["--cache", "context.txt"], ["--cache context.txt is a file; name a folder"]),
 ], ids=str)  # fmt: skip
