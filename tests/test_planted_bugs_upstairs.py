@@ -103,11 +103,11 @@ BUGS = [
         "lr / (1 - b1**t)", "lr"),
     # the table
     Bug("the last tokens called the first", "table", baselines.prefixes,
-        "run.ids[:k]", "run.ids[-k:]"),
+        "ids[:k]", "ids[-k:]"),
     Bug("trained slots called untrained", "table", baselines.prefixes,
-        "run.initial", "run.slots"),
+        "prompt.prefix(*reader)", "made['sigma'].prefix(*reader)"),
     Bug("the full context one token short", "table", baselines.prefixes,
-        "read_tokens(*pair, run.ids),", "read_tokens(*pair, run.ids[:-1]),"),
+        '"full": ids,', '"full": ids[:-1],'),
     Bug("the table of the training queries", "table", baselines.evaluate,
         "prefix, run.held, held, shards", "prefix, run.train, Teacher(run.teacher.pair, run.read, run.train, run.shards), shards"),
     Bug("a gap of the untrained slots", "table", baselines.evaluate,
@@ -123,11 +123,11 @@ BUGS = [
     Bug("half an answer is recalled", "table", metrics.recall,
         "ours == q.answer.strip()", "ours[:3] == q.answer.strip()[:3]"),
     Bug("states of queries cut at the wrong places", "table", teacher.Teacher,
-        "[len(q.ids) - q.start for q in chosen]", "[len(q.ids) for q in chosen]"),
+        "[len(q.targets) for q in chosen]", "[len(q.ids) for q in chosen]"),
     Bug("the question is scored too", "scored tokens", queries.pad,
-        "[False] * q.start + [True] * (len(q.ids) - q.start)", "[False] + [True] * (len(q.ids) - 1)"),
+        "list(query.targets)", "list(range(1, len(query.ids)))"),
     Bug("the last token is not scored", "scored tokens", queries.pad,
-        "[True] * (len(q.ids) - q.start)", "[True] * (len(q.ids) - q.start - 1)"),
+        "list(query.targets)", "list(query.targets)[:-1]"),
 ]  # fmt: skip
 
 

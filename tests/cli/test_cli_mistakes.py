@@ -66,7 +66,7 @@ def test_contexts(content, words, refused, here, quick):
     "options, words",
     [
         (["--slots", 200], ["n_positions is 128", "200 slots"]),
-        (["--carrier", "lora"], ["--carrier", "'lora'", "embeddings"]),
+        (["--carrier", "weights"], ["--carrier", "'weights'", "embeddings"]),
         (["--producer", "magic"], ["--producer", "'magic'"]),
         (["--loss", "mse"], ["--loss", "'mse'", "kl or reverse-kl or js or top-k or", "or likelihood"]),
         (["--top-k", 5], ["--top-k belongs to --loss top-k or top-k-renormalised or top-k-tail; kl reads"]),

@@ -147,3 +147,10 @@ def slots_and_longest(kind, tokens, segment, K):
         longest = max(longest, seen + min(segment, tokens - start) + K)
         state = state + K if method.merge == "concatenate" else K
     return state, longest
+
+
+def one_slot(attention, values, own, kept=0):
+    """attention (T,) over a context, values (T,), the own token's share -> w, value, and that share with β and without."""
+    w, value = 1 / attention[kept], sum(p * v for p, v in zip(attention, values, strict=True))
+    mass = (1 - own) * attention[kept]
+    return w, value, own / (own + w * mass), own / (own + mass)

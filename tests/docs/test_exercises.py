@@ -7,6 +7,7 @@ import pytest
 from helpers import TINY, log_normalised, random_ids, random_params
 from letters import Letters
 from minicompress.commands import open_model
+from minicompress.compression.matching import matched
 from minicompress.evaluation.metrics import Scores, gap_closed
 from minicompress.gpt2 import Config, embed, forward
 from minicompress.gpt2.block import block
@@ -286,3 +287,12 @@ def test_16_what_cannot_be_told(lengths, slots, rng):
 def test_slots_and_the_longest_sequence_of_a_compressor():
     found = {kind: answers.slots_and_longest(kind, 96, 32, 8) for kind in ("autocompressor", "rmt", "ccm-mean")}
     assert found == {"autocompressor": (24, 56), "rmt": (8, 48), "ccm-mean": (8, 48)}
+
+
+def test_one_slot_for_three_tokens():
+    """The fit of a head, with next to no ridge, is the answer by hand."""
+    attention, values = np.array([0.5, 0.3, 0.2]), np.array([1.0, 2.0, 6.0])
+    w, value, with_beta, without = answers.one_slot(attention, values, 0.25)
+    assert (w, value, with_beta, without) == pytest.approx((2, 2.3, 0.25, 0.4))
+    keys, fitted, beta = matched(np.ones((1, 1)), np.log(attention)[:, None], values[:, None], 1, "rms", 1e-12)
+    assert (np.exp(beta[0]), fitted[0, 0]) == pytest.approx((w, value)) and keys[0, 0] == np.log(0.5)

@@ -331,3 +331,14 @@ def test_19_what_trained_compressors_keep(figure):
         for size in sizes:  # an answer to truncation at every size
             chosen = script.of_size(producer, size)
             assert script.gap(chosen, "sigma") > max(script.gap(chosen, name) for name in ("first", "last"))
+
+
+def test_20_what_attention_matching_keeps(figure):
+    """Every line of the table, what is said of the other choice of keys, and the times, are those of the kept run."""
+    script = figure("20-matching")
+    assert_quoted(20, *(script.row("rms", slots) for slots in (*script.SIZES, None)))
+    omp = [f"{np.mean(script.gaps(script.runs('omp', slots))):.0f}%" for slots in (8, 16, 32)]
+    assert_quoted(20, f"by `omp` closes {omp[0]} with eight slots, {omp[1]} with 16, {omp[2]} with 32")
+    seconds = {line["tokens"]: f"{line['seconds']:.1f} s" for line in script.FOUND if "choose" not in line}
+    assert_quoted(20, f"{seconds[256]} for 256 and {seconds[488]} for 488")
+    assert min(script.gaps(script.runs("rms"))) > 80
