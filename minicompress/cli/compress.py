@@ -119,6 +119,10 @@ def compress(
     commands.check_out(out)
     for name, words in (("--init", init), ("--queries", queries), *(("--seed-prompt", s) for s in seed_prompt or ())):
         commands.check_words(name, words)
+    trained = not compressor and producer in (None, "gradient")
+    if not trained and (resume or beta or baselines == "all" or carrier != "embeddings" or positions != "compact"):
+        idle = "--carrier, --positions, --beta, --resume and --baselines all"
+        raise ValueError(f"{idle} belong to slots by gradient; leave them out, or --producer and --compressor")
     if other and baselines != "all":
         raise ValueError("--other is the text of a control, which is only trained with --baselines all")
     if carrier == LORA and (positions != "compact" or baselines == "all"):
@@ -140,22 +144,17 @@ def compress(
                     positions, beta, top, source, answers, tuple(seed_prompt or ()) or None, chunk, continuation_share,
                     refresh, places)  # fmt: skip
     checkpoint = out.with_name(out.name + ".checkpoint")
-    if compressor or producer not in (None, "gradient"):
+    if not trained:
         with Shards(threads) as shards:
-
-            def pose(made):
-                fits = replace(recipe, slots=made.length, positions=made.positions) if made else recipe
-                return Problem(student, reader, text, fits, file, evaluate_on, shards, cache)
-
+            given = file, evaluate_on, shards, cache
+            pose = lambda **fits: Problem(student, reader, text, replace(recipe, **fits), *given)
             if compressor:
                 way = by_compressor(compressor, producer, slots, student, device)
             elif producer == MATCHING:
-                with aside.status("the teacher reads the context and writes questions"):
-                    way, pose = by_matching(posed := pose(None), recipe.slots, choose), lambda _: posed
+                way = by_matching(pose, recipe.slots, choose)
             else:
                 way = by_selection(str(producer), recipe.slots, student, seed)
-            result = compress_once(way, student, text, out, pose)
-        return tell(result, as_json)
+            return tell(compress_once(way, student, text, out, pose), as_json)
     with Shards(threads) as shards:
         with aside.status("the teacher reads the context and writes questions" if not file else "the teacher reads"):
             run = Run(student, reader, text, recipe, file, evaluate_on, shards, cache)

@@ -2,9 +2,9 @@
 
 from typing import NamedTuple
 
-from minicompress.arrays import array_module, like, to_host
+from minicompress.arrays import like, to_host
 from minicompress.compression.compressor import door_of, weights_of
-from minicompress.compression.objectives import kl, likelihood
+from minicompress.compression.objectives import objective_of, read_loss
 from minicompress.compression.queries import pad
 from minicompress.compression.segments import add, states, states_backward
 from minicompress.gpt2 import logits
@@ -12,7 +12,7 @@ from minicompress.gpt2.prefix import predictors, read_tokens
 from minicompress.layers.losses import log_softmax
 from minicompress.prompts.gradient import asked_by_rows
 from minicompress.prompts.low_rank_weights import adapt_backward, room_for
-from minicompress.trees import tree_map
+from minicompress.trees import tree_map, zeros_like
 
 
 class Asked(NamedTuple):
@@ -47,7 +47,7 @@ def compressor_gradient(raw, teacher, method, examples, shards, slots=None, hori
     scale = 1 / sum(asked.mass for example in examples for asked in example.asked)
 
     def shard(part):
-        grads = tree_map(zeros, reader) if method.adapts == "all" else room_for(base, raw["low"])
+        grads = zeros_like(reader) if method.adapts == "all" else room_for(base, raw["low"])
         loss, dslots = 0.0, None
         for example in examples[part]:
             of_reader = grads if method.adapts == "all" else None
@@ -62,7 +62,7 @@ def compressor_gradient(raw, teacher, method, examples, shards, slots=None, hori
     summed = grads[0]
     for other in grads[1:]:
         summed = tree_map(add, summed, other)
-    draw = {"slots": zeros(raw["slots"])}
+    draw = {"slots": zeros_like(raw["slots"])}
     draw["slots"][: len(used)] = sum(dslots[1:], dslots[0])
     draw |= {"params": summed} if method.adapts == "all" else {"low": adapt_backward(summed, cache)}
     return float(to_host(sum(losses))), draw
@@ -75,21 +75,20 @@ def ask_all(found, reader, teacher, method, example, slots, scale, grads):
         segments = example.segments[: step + 1]
         door, (ids, scored) = door_of(method, segments, slots), pad(queries)
         prefix, cache = door.read(*reader, found[step], keep="grads")
-        objective = objective_of(how, teacher, segments, ids, scored, weight * scale)
+        objective = taught(how, teacher, segments, ids, scored, weight * scale)
         losses, asked = asked_by_rows(reader, prefix, ids, scored, objective, grads)
         dstates[step] = add(dstates[step], door.read_backward(asked, cache, grads))
         loss = loss + losses
     return loss, dstates
 
 
-def objective_of(how, teacher, segments, ids, scored, weight):
+def taught(how, teacher, segments, ids, scored, weight):
+    """The objective of some rows by the loss `how`: the teacher reads the segments only where a loss asks for it."""
     params, _ = teacher
-    if how == "likelihood":
-        return likelihood(like(ids[scored], params["wte"]["weight"]), weight)
-    read = read_tokens(*teacher, [token for segment in segments for token in segment])
-    hidden, _ = predictors(*teacher, read, ids, scored)
-    return kl(log_softmax(logits(params, hidden)), weight)
 
+    def logp():
+        read = read_tokens(*teacher, [token for segment in segments for token in segment])
+        return log_softmax(logits(params, predictors(*teacher, read, ids, scored)[0]))
 
-def zeros(x):
-    return array_module(x).zeros_like(x)
+    return objective_of(read_loss(how), weight, logp, lambda: like(ids[scored], params["wte"]["weight"]))
+

@@ -1,17 +1,17 @@
 """A trained compressor: learned once from many contexts, then one forward pass for each new one."""
 
 import json
+from collections import deque
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
-from typing import Any
 
-from minicompress.compression.segments import METHODS, merge, read_segment
+from minicompress.compression.segments import METHODS, each_state
 from minicompress.prompts.carriers import DOORS, placed
 from minicompress.prompts.initialise import from_noise
 from minicompress.prompts.low_rank_weights import adapt, init
 from minicompress.prompts.soft_prompt import SoftPrompt
-from minicompress.training.checkpoints import save_arrays
+from minicompress.training.checkpoints import load_arrays, save_arrays
 from minicompress.trees import flatten, tree_map, unflatten
 
 FORMAT = "minicompress compressor 1"
@@ -71,14 +71,10 @@ class Compressor:
         """
         base, config = pair
         weights, _, _ = weights_of(self.raw, base, self.method)
-        begins = self.raw["slots"][:slots]
-        state, longest, ids = begins if self.method.writes == "state" else None, 0, iter(ids)
-        count = 0
-        while segment := list(islice(ids, self.segment)):
-            count, longest = count + 1, max(longest, len(segment))
-            own = state if self.method.writes == "state" else begins
-            left, _ = read_segment(weights, config, self.method, own, segment, state)
-            state = merge(state if count > 1 else None, left, self.method.merge, count)
+        begins, longest, ids = self.raw["slots"][:slots], 0, iter(ids)
+        segments = iter(lambda: list(islice(ids, self.segment)), [])
+        for count, (state, segment, _) in enumerate(each_state(weights, config, self.method, begins, segments), 1):
+            longest = max(longest, len(segment))
             yield self.prompt(state, longest, len(begins), count)
 
     def prompt(self, state, longest, slots, count):
@@ -93,8 +89,7 @@ class Compressor:
             raise ValueError(f"the compressor leaves 1 to {self.slots} slots a segment, not {slots}")
         if not ids:
             raise ValueError("the context has no token")
-        *_, last = self.stream(pair, ids, slots)
-        return last
+        return deque(self.stream(pair, ids, slots), maxlen=1).pop()
 
     def save(self, path):
         """One safetensors file of slots and thin matrices; where all weights were trained, they are a model's files."""
@@ -105,15 +100,10 @@ class Compressor:
     @classmethod
     def load(cls, path, params):
         """params: of the model that the compressor belongs to. Raises ValueError where the file holds no compressor."""
-        from safetensors import SafetensorError, safe_open
-
         try:
-            with safe_open(path, framework="numpy") as file:
-                if ((metadata := file.metadata() or {}).get("format")) != FORMAT:
-                    raise ValueError(f"its format is {metadata.get('format')!r}, not {FORMAT!r}")
-                raw: Any = unflatten({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+            arrays, metadata = load_arrays(path, FORMAT)
             facts = json.loads(metadata["facts"])
-            raw |= {"params": params} if METHODS[facts["kind"]].adapts == "all" else {}
-            return cls(facts["kind"], raw, int(facts["segment"]), facts["provenance"])
-        except (SafetensorError, LookupError, ValueError, TypeError, AttributeError, RecursionError) as reason:
+            own = {"params": params} if METHODS[facts["kind"]].adapts == "all" else {}
+            return cls(facts["kind"], unflatten(arrays) | own, int(facts["segment"]), facts["provenance"])
+        except (LookupError, ValueError, TypeError, AttributeError, RecursionError) as reason:
             raise ValueError(f"{path} is not a compressor of this program: {reason}") from None

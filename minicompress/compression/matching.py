@@ -67,15 +67,12 @@ def matched(q, k, v, slots, choose, ridge):
     """
     probs = softmax(q @ k.T)  # (N, T)
     chosen = CHOOSE[choose](probs, slots, ridge)
-    own, wanted, values = probs[:, like(chosen, k)], probs @ v, v[like(chosen, k)]
-    mass = like(masses(own, ridge).astype(to_host(k).dtype), k)  # (P,)
-    shares = own * mass
-    shares = shares / shares.sum(-1, keepdims=True)  # (N, P)
-    xp = array_module(k)
-    damped = shares.T @ shares + ridge * len(q) / slots * xp.eye(slots, dtype=k.dtype)
-    values = values + xp.linalg.solve(damped, shares.T @ (wanted - shares @ values))
+    xp, own, keys, values = array_module(k), probs[:, like(chosen, k)], k[like(chosen, k)], v[like(chosen, k)]
     with np.errstate(divide="ignore"):  # a mass of 0 is a β of -∞: the slot is not there
-        return k[like(chosen, k)], values, xp.log(mass)
+        beta = xp.log(like(masses(own, ridge).astype(to_host(k).dtype), k))  # (P,)
+    shares = softmax(q @ keys.T + beta)  # (N, P); of the scores, since all of `own` may be too small for its dtype
+    damped = shares.T @ shares + ridge * len(q) / slots * xp.eye(slots, dtype=k.dtype)
+    return keys, values + xp.linalg.solve(damped, shares.T @ (probs @ v - shares @ values)), beta
 
 
 def masses(own, ridge, start=None):
@@ -95,11 +92,13 @@ def by_pursuit(probs, slots, ridge):
     """Orthogonal matching pursuit of the mass: each time the key that points most along what is still missing."""
     probs = to_host(probs).astype(np.float64)
     length, chosen, missing = np.sqrt((probs * probs).sum(0)), [], np.ones(len(probs))
+    w = np.ones(0)
     for _ in range(slots):
         gain = probs.T @ missing / np.maximum(length, np.finfo(float).tiny)
         gain[chosen] = -np.inf
         chosen.append(int(gain.argmax()))
-        missing = 1 - probs[:, chosen] @ masses(probs[:, chosen], ridge)
+        w = masses(probs[:, chosen], ridge, start=np.append(w > 0, True))
+        missing = 1 - probs[:, chosen] @ w
     return np.sort(chosen)
 
 

@@ -102,16 +102,21 @@ def merge_backward(dmerged, how, count, length):
     return array_module(dmerged).split(dmerged, [length], axis=axis_of(dmerged))
 
 
-def states(weights, config, method, slots, segments, keep="nothing"):
-    """The state after each of the segments (lists of ids), and the cache."""
-    state, found, caches = slots if method.writes == "state" else None, [], []
+def each_state(weights, config, method, slots, segments, keep="nothing"):
+    """Yields for each of the segments (any iterable of lists of ids) the state after it, the segment, and the cache."""
+    state = slots if method.writes == "state" else None
     for count, ids in enumerate(segments, 1):
+        length = 0 if state is None else state.shape[axis_of(state)]
         begins = state if method.writes == "state" else slots
         left, cache = read_segment(weights, config, method, begins, ids, state, keep)
-        caches.append((cache, 0 if state is None else state.shape[axis_of(left)]))
         state = merge(state if count > 1 else None, left, method.merge, count)
-        found.append(state)
-    return found, caches
+        yield state, ids, (cache, length)
+
+
+def states(weights, config, method, slots, segments, keep="nothing"):
+    """The states after all segments, and the caches, as two lists."""
+    found, _, caches = zip(*each_state(weights, config, method, slots, segments, keep), strict=True)
+    return list(found), list(caches)
 
 
 def states_backward(dstates, caches, config, method, grads=(None, None), horizon=None):

@@ -8,13 +8,12 @@ import numpy as np
 
 from minicompress.compression.amortised import Asked, Example, compressor_gradient
 from minicompress.compression.compressor import Compressor, begin
-from minicompress.compression.problem import check_positions
+from minicompress.compression.problem import check_positions, place
 from minicompress.compression.queries import Query, question_query
 from minicompress.compression.segments import METHODS
 from minicompress.training.adamw import adamw_init, adamw_step, clip_by_global_norm
 from minicompress.training.checkpoints import load_own, save_tree
 from minicompress.training.schedules import warmup_cosine
-from minicompress.trees import tree_map
 
 MOST = 8  # queries of one context in one step
 
@@ -126,8 +125,12 @@ class Training:
         return [one for one in made if one.asked], slots
 
     def train(self, checkpoint=None, on_step=None, every=100):
-        """To the last step; the checkpoint is kept up to date, also where it is interrupted between steps."""
-        recipe, method = self.recipe, METHODS[self.recipe.producer]
+        """To the last step; the checkpoint is kept up to date, also when interrupted.
+
+        But where an interruption comes in the middle of an update, of numbers too many to keep twice, the last
+        checkpoint stays.
+        """
+        recipe, method, whole = self.recipe, METHODS[self.recipe.producer], True
         try:
             while (step := self.state["step"]) < recipe.steps:
                 examples, slots = self.batch(step)
@@ -136,13 +139,15 @@ class Training:
                 )
                 norm = clip_by_global_norm(grads, 1.0)
                 rate = warmup_cosine(step, recipe.steps, recipe.lr, recipe.warmup, final=0.05)
+                whole = False
                 adamw_step(self.raw, grads, self.state, rate, betas=(0.9, 0.99))
+                whole = True
                 if on_step:
                     on_step(step + 1, loss, norm)
                 if checkpoint and (step + 1) % every == 0:
                     self.save(checkpoint)
         except KeyboardInterrupt:
-            if checkpoint:
+            if checkpoint and whole:
                 self.save(checkpoint)
             raise
 
@@ -153,8 +158,8 @@ class Training:
     def resume(self, checkpoint):
         """Takes up the training whose checkpoint this is; raises ValueError where it was another's."""
         tree, facts = load_own(checkpoint, **self.facts)
-        self.raw = tree_map(np.array, tree["raw"])
-        self.state = {"step": facts["step"], "m": tree["m"], "v": tree["v"]}
+        self.raw, m, v = (place(tree[name], self.model.wte) for name in ("raw", "m", "v"))
+        self.state = {"step": facts["step"], "m": m, "v": v}
 
     def compressor(self):
         """As it is now."""

@@ -7,12 +7,11 @@ A second object beside the SoftPrompt, made of the same nested dicts: for each a
 import json
 import math
 from dataclasses import dataclass, field
-from typing import Any
 
 from minicompress.arrays import array_module, like
 from minicompress.gpt2.prefix import Prefix
 from minicompress.layers.lora import lora, lora_backward
-from minicompress.training.checkpoints import save_arrays
+from minicompress.training.checkpoints import load_arrays, save_arrays
 from minicompress.trees import flatten, unflatten
 
 LORA = "lora"  # the carrier's name
@@ -104,16 +103,10 @@ class LowRankWeights:
     @classmethod
     def load(cls, path):
         """Raises ValueError where the file does not hold low-rank weights."""
-        from safetensors import SafetensorError, safe_open
-
         try:
-            with safe_open(path, framework="numpy") as file:
-                metadata = file.metadata() or {}
-                if metadata.get("format") != FORMAT:
-                    raise ValueError(f"its format is {metadata.get('format')!r}, not {FORMAT!r}")
-                low: Any = unflatten({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-            return cls(low, float(metadata["alpha"]), json.loads(metadata["provenance"]))
-        except (SafetensorError, LookupError, ValueError, TypeError, AttributeError, RecursionError) as reason:
+            low, metadata = load_arrays(path, FORMAT)
+            return cls(unflatten(low), float(metadata["alpha"]), json.loads(metadata["provenance"]))
+        except (LookupError, ValueError, TypeError, AttributeError, RecursionError) as reason:
             raise ValueError(f"{path} does not hold low-rank weights of this program: {reason}") from None
 
     def check_model(self, config, name="the weights"):

@@ -11,7 +11,7 @@ import numpy as np
 from minicompress.arrays import array_module
 from minicompress.prompts.carriers import DOORS, IN_ROWS, placed, slots_shape, start_of
 from minicompress.prompts.template import parse
-from minicompress.training.checkpoints import save_arrays
+from minicompress.training.checkpoints import load_arrays, save_arrays
 from minicompress.trees import flatten, unflatten
 
 FORMAT = "minicompress soft prompt 1"
@@ -85,14 +85,8 @@ class SoftPrompt:
     @classmethod
     def load(cls, path):
         """Raises ValueError where the file is not a soft prompt, or of a kind this version does not know."""
-        from safetensors import SafetensorError, safe_open
-
         try:
-            with safe_open(path, framework="numpy") as file:
-                metadata = file.metadata() or {}
-                if metadata.get("format") != FORMAT:
-                    raise ValueError(f"its format is {metadata.get('format')!r}, not {FORMAT!r}")
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors, metadata = load_arrays(path, FORMAT)
             if (carrier := metadata["carrier"]) not in DOORS:
                 raise ValueError(f"carrier {carrier!r} is not known here; {', '.join(DOORS)} are")
             if not isinstance(provenance := json.loads(metadata["provenance"]), dict):
@@ -103,7 +97,7 @@ class SoftPrompt:
                          provenance)  # fmt: skip
             prompt.check()
             return prompt
-        except (SafetensorError, LookupError, ValueError, TypeError, AttributeError, RecursionError) as reason:
+        except (LookupError, ValueError, TypeError, AttributeError, RecursionError) as reason:
             raise ValueError(f"{path} is not a soft prompt of this program: {reason}") from None
 
     def check_model(self, config, name="the prompt"):

@@ -28,7 +28,8 @@ def evaluation_table(result):
     table.add_column("before the question", no_wrap=True)
     for heading in ("length", "KL", "95%", "gap closed", "top-1", "recall"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for name, label in NAMES.items():
+    labels = NAMES | ({"sigma": result["producer"]} if "producer" in result else {})  # where nothing was trained
+    for name, label in labels.items():
         if name not in result["rows"]:
             continue
         row = result["rows"][name]

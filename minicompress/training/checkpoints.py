@@ -38,6 +38,19 @@ def save_arrays(path, arrays, metadata=None):
         raise OSError(f"{path} cannot be written: {reason}") from None
 
 
+def load_arrays(path, form):
+    """-> {name: array} and the metadata of a file whose `format` is `form`. Raises ValueError with why it is not."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            if (found := (metadata := file.metadata() or {}).get("format")) != form:
+                raise ValueError(f"its format is {found!r}, not {form!r}")
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+    except SafetensorError as reason:
+        raise ValueError(reason) from None
+
+
 def save_tree(path, tree, **facts):
     """The tree's arrays, and facts (anything JSON can hold) in the file's metadata."""
     save_arrays(path, flatten(tree), {"facts": json.dumps(facts)})

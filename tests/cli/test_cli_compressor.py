@@ -7,6 +7,7 @@ import pytest
 from safetensors.numpy import load_file
 from test_cli_mistakes import assert_one_line
 
+from minicompress.compression import training
 from minicompress.compression.segments import METHODS
 from minicompress.compression.select import SELECTORS
 from minicompress.compression.training import Training
@@ -93,6 +94,19 @@ def test_stopped_and_resumed_ends_at_the_same_bits(train, data, monkeypatch):
     assert whole.keys() == parts.keys() and all(np.array_equal(whole[name], parts[name]) for name in whole)
 
 
+def test_an_update_that_is_interrupted_is_not_kept(train, data, monkeypatch):
+    """Half of the weights have then moved, and the moments with them."""
+
+    def halves(params, grads, state, *args, **options):
+        state["step"] += 1
+        params["slots"] += 1
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "adamw_step", halves)
+    assert train("ccm")[0] != 0
+    assert not (data / "ccm/checkpoint.safetensors").exists()
+
+
 @pytest.mark.parametrize("line, said", [
     ('{"context": "a"}', "contexts.jsonl, line 1: 'queries'"),
     ('{"context": "a", "queries": []}', "line 1: it has no query"),
@@ -116,6 +130,10 @@ def test_a_segment_that_does_not_fit(train, data):
     (["--producer", "gradient", "--compressor", "x"], "leave out one"),
     (["--compressor", "x"], "x holds no compressor.safetensors"),
     (["--producer", "summary"], "--producer is 'summary'"),
+    (["--producer", "first", "--baselines", "all"], "belong to slots by gradient"),
+    (["--producer", "attention-matching", "--carrier", "hidden"], "belong to slots by gradient"),
+    (["--producer", "random", "--positions", "unshifted"], "belong to slots by gradient"),
+    (["--producer", "pooled-kv", "--resume"], "belong to slots by gradient"),
     (["--carrier", "lora", "--positions", "unshifted"], "takes no position"),
     (["--carrier", "lora", "--baselines", "all"], "trains no controls"),
 ])  # fmt: skip

@@ -70,10 +70,10 @@ def nnls_error(seeds=range(30), k=20, n=22, warm=False):
 
 
 def mass_error(seed=0, ridge=0.01, slots=5):
-    """The masses' own conditions: level where positive, not falling where zero."""
-    _, q, k, _ = head(seed)
-    own = softmax(q @ k.T)[:, :slots]
-    w = masses(own, ridge)
+    """The conditions of the masses e^β: level where positive, not falling where zero."""
+    _, q, k, v = head(seed)
+    keys, _, beta = matched(q, k, v, slots, "rms", ridge)
+    own, w = softmax(q @ k.T)[:, [int(np.flatnonzero((k == key).all(1))[0]) for key in keys]], np.exp(beta)
     slope = own.T @ (own @ w - 1) + ridge * len(q) / slots * (w - 1)
     return max(np.abs(slope[w > 0]).max(initial=0), -slope[w == 0].min(initial=0), -w.min()) / len(q)
 
@@ -146,10 +146,10 @@ BUGS = [
     Bug("rows read nothing before them", "layered", matching.attention_matching, "block(x, weights, config, past[-1])", "block(x, weights, config)"),
     Bug("rows read the full context", "layered", matching.attention_matching, "block(x, weights, config, past[-1])", "block(x, weights, config, (keys, values))"),
     Bug("scores that are not scaled", "queries", matching.queries_of, "q.swapaxes(0, 1) * (1 / math.sqrt(q.shape[-1]))", "q.swapaxes(0, 1)"),
-    Bug("values pulled to zero", "values", matching.matched, "shares.T @ (wanted - shares @ values)", "shares.T @ wanted - damped @ values"),
-    Bug("shares without the masses", "values", matching.matched, "shares = own * mass", "shares = own"),
+    Bug("values pulled to zero", "values", matching.matched, "shares.T @ (probs @ v - shares @ values)", "shares.T @ (probs @ v) - damped @ values"),
+    Bug("shares without the masses", "values", matching.matched, "q @ keys.T + beta", "q @ keys.T"),
     Bug("masses pulled to zero", "masses", matching.masses, "own.sum(0) + damping", "own.sum(0)"),
-    Bug("β is the mass, not its log", "values", matching.matched, "xp.log(mass)", "mass"),
+    Bug("β is the mass, not its log", "masses", matching.matched, "beta = xp.log(", "beta = ("),
     Bug("the keys of least attention", "chosen", matching.by_rms, "np.argsort(-to_host", "np.argsort(to_host"),
     Bug("mean instead of root mean square", "chosen", matching.by_rms, "(probs * probs).mean(0)", "-probs.min(0)"),
     Bug("lengths not divided out", "pursuit", matching.by_pursuit, "np.maximum(length, np.finfo(float).tiny)", "1"),
@@ -182,6 +182,14 @@ def test_a_mass_of_nothing_is_a_slot_that_is_not_there():
     gone = [x[..., [0, 2], :] if x.ndim == 5 else x[..., [0, 2]] for x in (made.slots, beta)]
     with_it, without = (type(made)(s, "kv", "logical", len(IDS), b) for s, b in ((made.slots, beta), gone))
     assert relative_error(states(with_it.prefix(*PAIR)), states(without.prefix(*PAIR))) <= 1e-14
+
+
+def test_a_query_that_hardly_reads_the_kept_keys_is_no_division_by_zero():
+    """In float32 its shares of the context underflow; those among the kept keys do not."""
+    q = np.array([[-300, 0]] * 5 + [[200, 0]], np.float32)
+    k = np.array([[0, 0], [1, 0]], np.float32)  # the first is read by five queries; beside the other the sixth never does
+    keys, values, beta = matched(q, k, np.eye(2, dtype=np.float32), 1, "rms", 0.01)
+    assert np.isfinite(values).all() and np.isfinite(beta).all()
 
 
 def test_fitted_masses_are_better_than_none():
