@@ -6,9 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from segmenting import CHECKS, CONFIG, Case, K, gradient_error, horizon_case
 
+import strict_device
 from minicompress.compression.compressor import Compressor, weights_of
 from minicompress.compression.segments import METHODS, read_segment_backward, states, states_backward
-from minicompress.trees import flatten
+from minicompress.trees import flatten, tree_map
 from minicompress.verification.oracles import central_difference, relative_error
 
 each_kind = pytest.mark.parametrize("kind", METHODS)
@@ -95,3 +96,15 @@ def test_the_first_slots_do_not_depend_on_those_behind_them():
     compressor = Compressor("gist", case.raw, segment=9)
     one, two = (compressor.compress(case.teacher, [1, 2, 3, 4], slots=k).slots for k in (1, 2))
     assert relative_error(one, two[..., :1, :]) <= 1e-14
+
+
+@pytest.mark.parametrize("kind", ["gist", "ccm-mean", "rmt"])
+def test_on_a_strict_device_the_same_numbers(kind):
+    case = Case(kind)
+    mean, draw = case.gradient(horizon=2)
+    there = tree_map(strict_device.asarray, {"raw": case.raw, "base": case.teacher[0]})
+    case.raw, case.teacher = there["raw"], (there["base"], CONFIG)
+    mean_there, draw_there = case.gradient(horizon=2)
+    ours, theirs = flatten(draw), flatten(draw_there)
+    assert mean == mean_there  # a device adds up the rows of wte in another order
+    assert max(relative_error(theirs[name].get(), ours[name]) for name in ours) <= 1e-14
