@@ -49,5 +49,5 @@ def evaluate(
         result = evaluated(asked, made={"sigma": made}, reader=reader.pair)
     result |= summary(result)
     if not as_json:
-        Console().print(evaluation_table(result))
+        Console().print(evaluation_table(result | {"producer": "the prompt"}))
     show(result, as_json, f"{result['context_tokens']:,} tokens; {prompt} takes {made.length} positions")

@@ -24,7 +24,7 @@ def test_by_self_study_and_for_the_first_slots(run, here, model, quick):
     run("compress", "context.txt", *quick, "--out", "p.safetensors")
     code, out, err = run("evaluate", "p.safetensors", "--context", "context.txt", "--model", model, "--slots", 2, "--self-study", 12)
     assert code == 0, err
-    assert "first 2 tokens" in out and "takes 2 positions" in out
+    assert "first 2 tokens" in out and "the prompt  " in out and "takes 2 positions" in out
     assert_one_line(run("evaluate", "p.safetensors", "--context", "context.txt", "--model", model, "--slots", 9), "the prompt has 3 slots; the first 9")
 
 
