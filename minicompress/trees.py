@@ -4,8 +4,6 @@ A tree is an array, or a dict from names to trees. Weights carry the checkpoint'
 `params["h"]["0"]["attn"]["c_attn"]["weight"]` is `h.0.attn.c_attn.weight` in the file.
 """
 
-from minicompress.arrays import array_module
-
 
 def flatten(tree, prefix=""):
     """{"h": {"0": {"ln_1": w}}} -> {"h.0.ln_1": w}, in the tree's own order."""
@@ -34,11 +32,6 @@ def tree_map(f, tree, *others):
     if not isinstance(tree, dict):
         return f(tree, *others)
     return {name: tree_map(f, child, *(other[name] for other in others)) for name, child in tree.items()}
-
-
-def zeros_like(tree):
-    """The tree of zeros, each where its array is."""
-    return tree_map(lambda x: array_module(x).zeros_like(x), tree)
 
 
 def child(tree, name):

@@ -16,7 +16,7 @@ from minicompress.gpt2.model import backward, forward, positions
 from minicompress.gpt2.prefix import Door, Prefix, check_first
 from minicompress.prompts.carriers import DOORS
 from minicompress.prompts.gradient import asked_by_rows, over_shards
-from minicompress.trees import tree_map, zeros_like
+from minicompress.trees import tree_map
 
 
 def read_many(params, config, prompts, keep="nothing"):
@@ -199,7 +199,8 @@ def tenants_gradient(model, prompts, numbers, ids, scored, make_objective, shard
         loss, asked = asked_by_rows(model, prefix, ids[rows], scored[rows], objective)
         return loss, mine, read_many_backward(asked, cache)
 
-    losses, parts = 0, [None if prompt is None else zeros_like(prompt.tree) for prompt in prompts]
+    zeros = lambda x: array_module(x).zeros_like(x)
+    losses, parts = 0, [None if prompt is None else tree_map(zeros, prompt.tree) for prompt in prompts]
     for loss, mine, found in over_shards(shard, scored, make_objective, shards):
         losses = losses + loss
         for n, d in zip(mine, found, strict=True):

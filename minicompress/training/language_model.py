@@ -5,7 +5,7 @@ import numpy as np
 from minicompress.arrays import array_module, like
 from minicompress.gpt2 import backward, embed, embed_backward, forward, head_loss
 from minicompress.layers.losses import cross_entropy, cross_entropy_backward
-from minicompress.trees import tree_map, zeros_like
+from minicompress.trees import tree_map
 
 
 def language_model_step(params, config, tokens, weights, shards, offset=0):
@@ -17,7 +17,7 @@ def language_model_step(params, config, tokens, weights, shards, offset=0):
     total = weights.sum()
 
     def shard(rows):
-        grads = zeros_like(params)
+        grads = tree_map(lambda p: array_module(p).zeros_like(p), params)
         ids, targets, scale = tokens[rows, :-1], tokens[rows, 1:].reshape(-1), weights[rows].reshape(-1) / total
         x = embed(params, ids, offset)
         hidden, _, cache = forward(params, config, x, keep="grads")
