@@ -1,7 +1,8 @@
 """Selecting: k tokens of the context, or k means over it, stand for all of it; nothing is learned.
 
 Every selector is f(pair, ids, slots, rng) -> SoftPrompt. Chosen tokens keep their order, and the model reads them anew
-at positions 0..k-1: what a context cut to that size would be worth.
+at positions 0..k-1: what a context cut to that size would be worth. Means of keys and values, and those that eviction
+leaves, are of the context's own reading, and the rows stand behind all of it.
 """
 
 from collections.abc import Callable
@@ -11,7 +12,9 @@ import numpy as np
 
 from minicompress.arrays import array_module, like, to_host
 from minicompress.gpt2 import embed, forward, logits
+from minicompress.gpt2.block import block
 from minicompress.gpt2.prefix import read_tokens
+from minicompress.layers.attention import probabilities
 from minicompress.layers.losses import cross_entropy
 from minicompress.prompts.carriers import lift
 from minicompress.prompts.soft_prompt import SoftPrompt
@@ -72,6 +75,58 @@ def means(x, k, axis):
     return xp.concatenate([part.mean(axis, keepdims=True) for part in xp.split(x, cuts, axis=axis)], axis=axis)
 
 
+def evicted(choose, pair, ids, slots, rng):
+    """What an eviction leaves: in each layer and head k of the context's own keys and values; the rows follow it.
+
+    choose(probs (H, T, T), k) -> places (H, k), of one layer's attention at a time. It is asked once, when all has been
+    read: the published ways evict while they read or write, so that what is read later never sees what is gone.
+    """
+    check(ids, slots)
+    (params, config), left = pair, []
+    x = embed(params, np.asarray(ids)[None])
+    xp = array_module(x)
+    for layer in range(config.n_layer):
+        x, present, cache = block(x, params["h"][str(layer)], config)
+        chosen = choose(probabilities(cache["attn"]["attention"])[0], slots)
+        at = like(chosen[..., None], x)
+        left.append(xp.stack([xp.take_along_axis(part[0], at, axis=1) for part in present]))  # (2, H, k, D)
+    return SoftPrompt(xp.stack(left), "kv", "logical", len(ids))
+
+
+def heavy_hitters(probs, k):
+    """Half of the k for the last tokens, half for those before that all queries together attend to most: (H, k).
+
+    H2O (Zhang et al. 2023), here of the whole reading at once, not greedily at each token.
+    """
+    recent = k // 2
+    received = to_host(probs.sum(-2))[:, : probs.shape[-1] - recent]
+    return greatest(received, received, k - recent, recent)
+
+
+def observed(probs, k, window=16, width=5):
+    """The last w tokens, and those before that these attend to most, or that stand beside such a one: (H, k).
+
+    SnapKV (Li et al. 2024); w is half of the k, at most `window`, and the attention of the w is pooled by the greatest
+    of `width` neighbours. A pool makes ties: the token that is itself attended to comes first.
+    """
+    w, half = min((k + 1) // 2, window), width // 2
+    n = probs.shape[-1] - w
+    mean = to_host(probs[:, n:, :n].mean(-2))
+    padded = np.pad(mean, ((0, 0), (half, half)))
+    pooled = np.stack([padded[:, i : i + n] for i in range(width)]).max(0)
+    return greatest(pooled, mean, k - w, w)
+
+
+def greatest(scores, ties, k, last):
+    """The places of the k greatest scores (H, n), in their order, then the `last` places from n on: (H, k + last).
+
+    Of equal scores that of the greater `ties`, of equal ones the earlier.
+    """
+    H, n = scores.shape
+    best = np.sort(np.lexsort((-ties, -scores))[:, :k])
+    return np.concatenate([best, np.broadcast_to(np.arange(n, n + last), (H, last))], axis=1)
+
+
 def check(ids, slots):
     """Raises ValueError where there are more slots than tokens."""
     if slots > len(ids):
@@ -81,3 +136,4 @@ def check(ids, slots):
 TOKENS = ("first", "last", "first-last", "random", "selective")
 SELECTORS: dict[str, Callable] = {name: partial(tokens, name) for name in TOKENS}
 SELECTORS |= {"pooled-embeddings": pooled_embeddings, "pooled-kv": pooled_kv}
+SELECTORS |= {"h2o": partial(evicted, heavy_hitters), "snapkv": partial(evicted, observed)}
