@@ -1,6 +1,5 @@
 """`compress`: a text file becomes a soft prompt, and a table says what it is worth."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -8,17 +7,17 @@ import typer
 from rich.console import Console
 
 from minicompress import commands
-from minicompress.cli.common import Device, Json, ModelDir, app, aside, bar, show, take_up
-from minicompress.cli.produce import MATCHING, by_compressor, by_matching, by_selection, compress_once
+from minicompress.cli.common import Device, Json, ModelDir, app, show
+from minicompress.cli.many import compress_many, is_many, tell_many
+from minicompress.cli.produce import MATCHING, Job
 from minicompress.compression.matching import CHOOSE
 from minicompress.compression.objectives import DIVERGENCES, LOSSES, TOP_K, read_loss
 from minicompress.compression.places import read_places
-from minicompress.compression.problem import QUERY_TOKENS, Problem, Recipe, check_positions
-from minicompress.compression.run import Run
+from minicompress.compression.problem import Recipe
 from minicompress.compression.segments import METHODS
 from minicompress.compression.select import SELECTORS
 from minicompress.compression.sources import ANSWERS, SOURCES
-from minicompress.evaluation.baselines import evaluate, trained_prefixes
+from minicompress.evaluation.baselines import summary
 from minicompress.prompts.carriers import DOORS, POSITIONS
 from minicompress.prompts.low_rank_weights import LORA
 from minicompress.report.table import cost_line, evaluation_table
@@ -30,8 +29,10 @@ OTHER_CONTEXT = Path(commands.__file__).parent / "report" / "other_context.txt"
 
 @app.command()
 def compress(
-    context: Annotated[str, typer.Argument(help="a text file, or - for standard input")],
-    out: Annotated[Path, typer.Option(help="where the soft prompt goes (.safetensors)")],
+    context: Annotated[
+        str, typer.Argument(help="a text file, or - for standard input; many: a folder of .txt files, or a .jsonl file")
+    ],
+    out: Annotated[Path, typer.Option(help="where the soft prompt goes (.safetensors); of many contexts a folder")],
     model: ModelDir = None,
     teacher: Annotated[
         Path | None, typer.Option(help="another model of the same vocabulary; default: the model itself")
@@ -93,8 +94,10 @@ def compress(
     seed: Annotated[int, typer.Option(help="of everything drawn at random")] = 0,
     baselines: Annotated[str, typer.Option(help="cheap, or all: train two controls as well")] = "cheap",
     other: Annotated[Path | None, typer.Option(help="the different context of --baselines all")] = None,
-    threads: Annotated[int | None, typer.Option(help="over which rows are spread; default: all cores")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="go on from OUT.checkpoint")] = False,
+    threads: Annotated[
+        int | None, typer.Option(help="over which rows, or many contexts, are spread; default: all cores")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on from OUT.checkpoint, or OUT")] = False,
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
@@ -116,13 +119,15 @@ def compress(
     commands.check_at_least(1, slots=slots, rows=rows, threads=threads, top_k=top_k, chunk=chunk, refresh=refresh)
     commands.check_at_least(2, self_study=self_study)
     commands.check_at_least(1e-6, temperature=temperature, lr=lr, continuation_share=continuation_share)
-    commands.check_out(out)
+    if not (many := is_many(context)):
+        commands.check_out(out)
     for name, words in (("--init", init), ("--queries", queries), *(("--seed-prompt", s) for s in seed_prompt or ())):
         commands.check_words(name, words)
     trained = not compressor and producer in (None, "gradient")
-    if not trained and (resume or beta or baselines == "all" or carrier != "embeddings" or positions != "compact"):
-        idle = "--carrier, --positions, --beta, --resume and --baselines all"
-        raise ValueError(f"{idle} belong to slots by gradient; leave them out, or --producer and --compressor")
+    idle = (resume and not many) or beta or baselines == "all" or carrier != "embeddings" or positions != "compact"
+    if not trained and idle:
+        words = "--carrier, --positions, --beta, --resume and --baselines all belong to slots by gradient"
+        raise ValueError(f"{words}; leave them out, or --producer and --compressor")
     if other and baselines != "all":
         raise ValueError("--other is the text of a control, which is only trained with --baselines all")
     if carrier == LORA and (positions != "compact" or baselines == "all"):
@@ -133,46 +138,20 @@ def compress(
         raise ValueError(f"--temperature softens distributions; --loss {loss} has none to soften")
     if top_k and not terms & {*TOP_K}:
         raise ValueError(f"--top-k belongs to --loss {' or '.join(TOP_K)}; {loss} reads no such choice of tokens")
-    text = commands.read_text(context)
-    other_text = commands.read_text(other or OTHER_CONTEXT) if baselines == "all" else None
-    student = commands.open_model(model, device)
-    reader = commands.open_model(teacher, device) if teacher else student
-    top = (top_k or 20) if terms & {*TOP_K} else None  # 20 as in Cartridges
     source, file = (queries, None) if queries in SOURCES else ("file", Path(queries))
+    top = (top_k or 20) if terms & {*TOP_K} else None  # 20 as in Cartridges
     rate = lr or (0.003 if carrier == LORA else Recipe.lr)
     recipe = Recipe(slots or Recipe.slots, loss, temperature, steps, rate, rows, seed, init, self_study, carrier,
                     positions, beta, top, source, answers, tuple(seed_prompt or ()) or None, chunk, continuation_share,
                     refresh, places)  # fmt: skip
-    checkpoint = out.with_name(out.name + ".checkpoint")
-    if not trained:
-        with Shards(threads) as shards:
-            given = file, evaluate_on, shards, cache
-            pose = lambda **fits: Problem(student, reader, text, replace(recipe, **fits), *given)
-            if compressor:
-                way = by_compressor(compressor, producer, slots, student, device)
-            elif producer == MATCHING:
-                way = by_matching(pose, recipe.slots, choose)
-            else:
-                way = by_selection(str(producer), recipe.slots, student, seed)
-            return tell(compress_once(way, student, text, out, pose), as_json)
+    other_text = commands.read_text(other or OTHER_CONTEXT) if baselines == "all" else None
+    job = Job(recipe, producer, slots, choose, model, teacher, compressor, file, evaluate_on, cache, other_text, device,
+              resume)  # fmt: skip
+    if many:
+        return tell_many(compress_many(job, context, out, threads), out, as_json)
+    text = commands.read_text(context)
     with Shards(threads) as shards:
-        with aside.status("the teacher reads the context and writes questions" if not file else "the teacher reads"):
-            run = Run(student, reader, text, recipe, file, evaluate_on, shards, cache)
-        take_up(run, checkpoint, resume)
-        aside.print(f"{len(run.ids):,} tokens; {len(run.train)} queries to train on, {len(run.held)} held out")
-        check_controls(run, other_text)
-        train(run, checkpoint)
-        run.prompt().save(out)
-        checkpoint.unlink(missing_ok=True)
-        extra = train_controls(run, other_text) if other_text else None
-        with aside.status("evaluating on the held-out queries"):
-            result = evaluate(run, extra)
-    result |= {
-        "steps": steps,
-        "out": str(out),
-        "seconds_per_step": run.seconds_training / max(1, steps),
-    }
-    tell(result, as_json)
+        tell(job.make(job.open(), text, out, shards), as_json)
 
 
 def tell(result: dict, as_json: bool) -> None:
@@ -182,39 +161,3 @@ def tell(result: dict, as_json: bool) -> None:
         Console().print(evaluation_table(result))
     made = f"{result['context_tokens']:,} tokens in {result['slots']} slots, {result['seconds']:.2f} s to make"
     show(result, as_json, (cost_line(result) if "rows" in result else made) + f"\nwritten to {result['out']}")
-
-
-def check_controls(run: Run, other: str | None) -> None:
-    """Raises ValueError, before anything is trained, where the other context does not fit in the model."""
-    if other:
-        length = len(run.model.tokenizer.encode(other).ids)
-        check_positions(run.model.pair[1], tokens_of_the_other_context=length, tokens_of_a_query=QUERY_TOKENS)
-
-
-def train(run: Run, checkpoint: Path) -> None:
-    """Trains the slots, with a progress bar; an interruption keeps the last step."""
-    steps = run.recipe.steps
-    with bar() as progress:
-        task = progress.add_task("slots", total=steps, completed=run.state["step"], loss="")
-        try:
-            run.train_slots(
-                checkpoint, lambda step, _, loss: progress.update(task, completed=step, loss=f"loss {loss:.4f}")
-            )
-        except KeyboardInterrupt:
-            progress.console.print(f"stopped; {checkpoint} keeps the last step saved, and --resume goes on from it")
-            raise
-
-
-def train_controls(run: Run, other: str) -> dict:
-    """Trains the slots of another context, and those of the answers alone -> their prefixes."""
-    with bar() as progress:
-        task = progress.add_task("controls", total=2 * run.recipe.steps, loss="")
-        return trained_prefixes(run, other, lambda *_: progress.advance(task))
-
-
-def summary(result: dict) -> dict:
-    """The table's main numbers under flat names."""
-    rows = result["rows"]
-    flat = {f"kl_{name}": rows[name]["kl"] for name in ("none", "init", "sigma") if name in rows}
-    flat |= {f"recall_{name}": rows[name]["recall"] for name in ("full", "none", "sigma")}
-    return flat | {name: rows["sigma"][name] for name in ("gap_closed", "gap_closed_interval", "top1_agreement")}

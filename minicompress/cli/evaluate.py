@@ -9,9 +9,9 @@ from rich.console import Console
 
 from minicompress import commands
 from minicompress.cli.common import Device, Json, ModelDir, app, aside, show
-from minicompress.cli.compress import summary
 from minicompress.compression.problem import Problem, Recipe
 from minicompress.evaluation.baselines import evaluate as evaluated
+from minicompress.evaluation.baselines import summary
 from minicompress.report.table import evaluation_table
 from minicompress.training.shards import Shards
 

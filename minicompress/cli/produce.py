@@ -1,27 +1,131 @@
-"""`compress` where nothing is trained: by a trained compressor, in closed form, or by selection; and the same table."""
+"""One context becomes a soft prompt: by the gradient, by a trained compressor, in closed form, or by selection."""
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from minicompress import commands
 from minicompress.arrays import to_host
-from minicompress.cli.common import aside
+from minicompress.cli.common import aside, bar, take_up
 from minicompress.cli.compressors import open_compressor
+from minicompress.compression.compressor import Compressor
 from minicompress.compression.matching import attention_matching
-from minicompress.compression.problem import QUERY_TOKENS, Model, Problem, place
+from minicompress.compression.problem import QUERY_TOKENS, Model, Problem, Recipe, check_positions, place
+from minicompress.compression.run import Run
 from minicompress.compression.select import SELECTORS
-from minicompress.evaluation.baselines import evaluate
+from minicompress.evaluation.baselines import evaluate, trained_prefixes
 from minicompress.prompts.soft_prompt import text_hash
+from minicompress.training.shards import Shards
 
 MATCHING = "attention-matching"
 
 
+@dataclass(frozen=True)
+class Job:
+    """What `compress` does with each context that it is given; a worker in another process is sent one."""
+
+    recipe: Recipe
+    producer: str | None = None
+    slots: int | None = None  # as they were asked for; None: the recipe's, or all that a compressor has
+    choose: str = "rms"
+    model: Path | None = None
+    teacher: Path | None = None
+    compressor: Path | None = None
+    queries: Path | None = None  # the file to train on
+    evaluate_on: Path | None = None
+    cache: Path | None = None
+    other: str | None = None  # the text of a control
+    device: str = "cpu"
+    resume: bool = False
+
+    @property
+    def trained(self) -> bool:
+        """Whether slots follow the gradient."""
+        return not self.compressor and self.producer in (None, "gradient")
+
+    def open(self) -> "Opened":
+        """Reads the models from disk, once for all contexts."""
+        student = commands.open_model(self.model, self.device)
+        teacher = commands.open_model(self.teacher, self.device) if self.teacher else student
+        trained = open_compressor(self.compressor, student, self.device) if self.compressor else None
+        if trained and self.producer and self.producer != (kind := trained[0].kind):
+            words = f"{self.compressor} holds a compressor of the kind {kind}"
+            raise ValueError(f"{words}; --producer is {self.producer}")
+        return Opened(student, teacher, trained)
+
+    def make(self, opened: "Opened", text: str, out: Path, shards: Shards, asked: Any = None) -> dict:
+        """Writes the prompt's file -> its facts, and the table where there can be one; asked: else `evaluate_on`."""
+        given = self.queries, asked or self.evaluate_on, shards, self.cache
+        if self.trained:
+            return by_gradient(self, opened, text, out, given)
+        pose = lambda **fits: Problem(opened.student, opened.teacher, text, replace(self.recipe, **fits), *given)
+        if opened.trained:
+            way = by_compressor(*opened.trained, self.slots)
+        elif self.producer == MATCHING:
+            way = by_matching(pose, self.recipe.slots, self.choose)
+        else:
+            way = by_selection(str(self.producer), self.recipe.slots, opened.student, self.recipe.seed)
+        return compress_once(way, opened.student, text, out, pose)
+
+
+class Opened(NamedTuple):
+    """The models of a job; and its trained compressor, with the model that reads what this makes."""
+
+    student: Model
+    teacher: Model
+    trained: tuple[Compressor, Model] | None = None
+
+
+def by_gradient(job: Job, opened: Opened, text: str, out: Path, given: tuple) -> dict:
+    """Trains, from OUT.checkpoint on where that is wanted, and evaluates."""
+    checkpoint = out.with_name(out.name + ".checkpoint")
+    with aside.status("the teacher reads" if job.queries else "the teacher reads the context and writes questions"):
+        run = Run(opened.student, opened.teacher, text, job.recipe, *given)
+    take_up(run, checkpoint, job.resume)
+    aside.print(f"{len(run.ids):,} tokens; {len(run.train)} queries to train on, {len(run.held)} held out")
+    check_controls(run, job.other)
+    train(run, checkpoint)
+    run.prompt().save(out)
+    checkpoint.unlink(missing_ok=True)
+    extra = train_controls(run, job.other) if job.other else None
+    with aside.status("evaluating on the held-out queries"):
+        result = evaluate(run, extra)
+    steps = run.recipe.steps
+    return result | {"steps": steps, "out": str(out), "seconds_per_step": run.seconds_training / max(1, steps)}
+
+
+def check_controls(run: Run, other: str | None) -> None:
+    """Raises ValueError, before anything is trained, where the other context does not fit in the model."""
+    if other:
+        length = len(run.model.tokenizer.encode(other).ids)
+        check_positions(run.model.pair[1], tokens_of_the_other_context=length, tokens_of_a_query=QUERY_TOKENS)
+
+
+def train(run: Run, checkpoint: Path) -> None:
+    """Trains the slots, with a progress bar; an interruption keeps the last step."""
+    with bar() as progress:
+        task = progress.add_task("slots", total=run.recipe.steps, completed=run.state["step"], loss="")
+        told = lambda step, _, loss: progress.update(task, completed=step, loss=f"loss {loss:.4f}")
+        try:
+            run.train_slots(checkpoint, told)
+        except KeyboardInterrupt:
+            progress.console.print(f"stopped; {checkpoint} keeps the last step saved, and --resume goes on from it")
+            raise
+
+
+def train_controls(run: Run, other: str) -> dict:
+    """Trains the slots of another context, and those of the answers alone -> their prefixes."""
+    with bar() as progress:
+        task = progress.add_task("controls", total=2 * run.recipe.steps, loss="")
+        return trained_prefixes(run, other, lambda *_: progress.advance(task))
+
+
 class Way(NamedTuple):
-    """How a context is compressed: make(ids) gives a SoftPrompt for the model `reader`."""
+    """How a context is compressed where nothing is trained: make(ids) gives a SoftPrompt for the model `reader`."""
 
     make: Callable
     reader: Model
@@ -29,11 +133,8 @@ class Way(NamedTuple):
     problem: Problem | None = None  # where its queries were needed to make anything
 
 
-def by_compressor(folder: Path, kind: str | None, slots: int | None, model: Model, device: str) -> Way:
-    """By a folder that `train-compressor` made. Raises ValueError where it is of another kind than is asked for."""
-    compressor, reader = open_compressor(folder, model, device)
-    if kind and kind != compressor.kind:
-        raise ValueError(f"{folder} holds a compressor of the kind {compressor.kind}; --producer is {kind}")
+def by_compressor(compressor: Compressor, reader: Model, slots: int | None) -> Way:
+    """By a compressor that `train-compressor` made."""
     recipe = {"producer": compressor.kind, "segment": compressor.segment}
     return Way(lambda ids: compressor.compress(reader.pair, ids, slots), reader, recipe)
 

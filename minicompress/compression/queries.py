@@ -104,11 +104,11 @@ def read_text(path):
 
 
 def file_queries(teacher, context_prefix, path, rng=None):
-    """Queries of a file; where an answer is not given, the teacher's own, as it reads the context.
+    """Queries of a file, or of a list as `read_queries` gives it; where an answer is not given, the teacher's own.
 
-    That is its likeliest, token by token; with an rng it is drawn.
+    That is its likeliest, token by token, as it reads the context; with an rng it is drawn.
     """
-    found = read_queries(read_text(path).splitlines(), path)
+    found = path if isinstance(path, list) else read_queries(read_text(path).splitlines(), path)
     asked = [entry[0] for entry in found if isinstance(entry, tuple) and entry[1] is None]
     own = own_answers(teacher.pair, teacher.tokenizer, context_prefix, asked, rng) if asked else []
     answers, queries = dict(zip(asked, own, strict=True)), []

@@ -37,27 +37,27 @@ class Recipe:
     seed: int = 0
 
 
-def read_records(lines, name):
-    """Lines {"context": …, "queries": [{"question": …, "answer": …}, …]} or {"text": …} -> list of dicts.
-
-    Raises ValueError with the file's name and line.
+def read_record(line, where):
+    """A line {"context": …, "queries": [{"question": …, "answer": …}, …]} or {"text": …} -> {"context", "queries"} or
+    {"text"}, the queries as pairs. Raises ValueError with `where` it stands.
     """
-    found = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-            pairs = [] if "text" in record else [(q["question"], q["answer"]) for q in record["queries"]]
-            texts = [record["text"]] if "text" in record else [record["context"], *(t for pair in pairs for t in pair)]
-            if not all(isinstance(text, str) and text.strip() for text in texts):
-                raise TypeError("a text is empty, or none")
-            if "text" not in record and not pairs:
-                raise TypeError("it has no query")
-        except (ValueError, KeyError, TypeError) as reason:
-            form = '{"text": "…"} or {"context": "…", "queries": [{"question": "…", "answer": "…"}]}'
-            raise ValueError(f"{name}, line {number}: {reason}; write {form}") from None
-        found.append({"text": texts[0]} if "text" in record else {"context": texts[0], "queries": pairs})
+    try:
+        record = json.loads(line)
+        pairs = [] if "text" in record else [(q["question"], q["answer"]) for q in record["queries"]]
+        texts = [record["text"]] if "text" in record else [record["context"], *(t for pair in pairs for t in pair)]
+        if not all(isinstance(text, str) and text.strip() for text in texts):
+            raise TypeError("a text is empty, or none")
+        if "text" not in record and not pairs:
+            raise TypeError("it has no query")
+    except (ValueError, KeyError, TypeError, RecursionError) as reason:
+        form = '{"text": "…"} or {"context": "…", "queries": [{"question": "…", "answer": "…"}]}'
+        raise ValueError(f"{where}: {reason}; write {form}") from None
+    return {"text": texts[0]} if "text" in record else {"context": texts[0], "queries": pairs}
+
+
+def read_records(lines, name):
+    """`read_record` of every line that is not empty. Raises ValueError with the file's name and line."""
+    found = [read_record(line, f"{name}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
     if not found:
         raise ValueError(f"{name} holds no context")
     return found

@@ -80,3 +80,11 @@ def costs(run, made=None, reader=None):
             "kv_bytes_context": n * per_position, "kv_bytes_slots": k * per_position, "seconds": run.seconds,
             "seconds_per_query_full": full, "seconds_per_query_sigma": sigma,
             "break_even_queries": run.seconds / (full - sigma) if full > sigma else None}  # fmt: skip
+
+
+def summary(result):
+    """The table's main numbers under flat names."""
+    rows = result["rows"]
+    flat = {f"kl_{name}": rows[name]["kl"] for name in ("none", "init", "sigma") if name in rows}
+    flat |= {f"recall_{name}": rows[name]["recall"] for name in ("full", "none", "sigma")}
+    return flat | {name: rows["sigma"][name] for name in ("gap_closed", "gap_closed_interval", "top1_agreement")}

@@ -78,3 +78,12 @@ def gap_closed(none, row, rng, draws=2000):
     resampled = resampled[resampled[:, 0] > 0]  # all of its queries may need no context
     ratios = 1 - resampled[:, 1] / resampled[:, 0]
     return gap, [float(q) for q in np.quantile(ratios, [0.025, 0.975])]
+
+
+def mean_interval(values, rng, draws=2000):
+    """The mean, and its 95% bootstrap interval over the values; None where there are none, or one alone."""
+    if not values:
+        return None, None
+    values = np.asarray(values)
+    means = values[rng.integers(len(values), size=(draws, len(values)))].mean(1)
+    return float(values.mean()), [float(q) for q in np.quantile(means, [0.025, 0.975])] if len(values) > 1 else None

@@ -1,5 +1,7 @@
 """The honest table, as text for a terminal."""
 
+import math
+
 NAMES = {
     "full": "full context",
     "none": "no context",
@@ -55,3 +57,23 @@ def cost_line(result):
         f"{result['seconds']:.1f} s to make, "
         + (f"paid back after {even:,.0f} queries" if even else "which a query of this length does not pay back")
     )
+
+
+def contexts_table(results, most=40):
+    """A rich Table of what many contexts have become; of more than `most` those that keep least."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    table.add_column("context")
+    for heading in ("tokens", "slots", "KL", "gap closed", "recall", "of full", "seconds"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    if len(results) > most:
+        table.title, table.title_justify = f"the {most} of {len(results):,} that keep least", "left"
+        worth = lambda result: math.inf if result.get("gap_closed") is None else result["gap_closed"]
+        results = sorted(results, key=worth)[:most]
+    for r in results:
+        shown = [f"{r['context_tokens']:,}", str(r["slots"]), number(r.get("kl_sigma"), ".3f")]
+        shown += [number(r.get(name), ".1%") for name in ("gap_closed", "recall_sigma", "recall_full")]
+        table.add_row(r["name"], *shown, f"{r['seconds']:.1f}")
+    return table
