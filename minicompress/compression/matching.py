@@ -29,26 +29,28 @@ def repeat_prefill(ids, config):
     return [ids[i : i + room] for i in range(0, len(ids), room)]
 
 
-def attention_matching(pair, ids, slots, rows, choose="rms", ridge=1e-2):
+def attention_matching(pair, ids, slots, rows, choose="rms", ridge=1e-2, budget="even"):
     """-> SoftPrompt of `slots` keys and values a layer and head, with β; rows: reference rows of token ids behind ids.
 
     Tokens stand where they would after the context. ridge: how firmly masses keep to 1 and values to the context's own;
-    with as many slots as tokens all are kept, and nothing is lost. Raises ValueError for more slots than tokens.
+    with as many slots as tokens all are kept, and nothing is lost. budget: of BUDGETS; where heads differ `slots` is
+    their mean, and the prompt as wide as the widest. Raises ValueError for more slots than tokens.
     """
     if slots > len(ids):
         raise ValueError(f"the context has {len(ids):,} tokens, of which {slots:,} keys cannot be chosen")
     (params, config), lengths = pair, np.array([len(row) for row in rows])
-    context, past = read_tokens(params, config, ids).past, []
+    context, heads, H = read_tokens(params, config, ids).past, [], config.n_head
     real = np.flatnonzero(np.arange(lengths.max()) < lengths[:, None])
     x = embed(params, pad_rows(rows), len(ids), lengths=lengths)
     for layer, (keys, values) in enumerate(context):
-        weights, xp = params["h"][str(layer)], array_module(keys)
+        weights = params["h"][str(layer)]
         queries = queries_of(x, weights, config)[:, like(real, keys)]  # (H, N, D)
-        heads = [matched(q, k, v, slots, choose, ridge) for q, k, v in zip(queries, keys[0], values[0], strict=True)]
-        past.append(tuple(xp.stack(part)[None] for part in zip(*heads, strict=True)))  # (1, H, P, D) twice, (1, H, P)
-        x, _, _ = block(x, weights, config, past[-1])
-    kv = xp.stack([xp.stack([k[0], v[0]]) for k, v, _ in past])
-    return SoftPrompt(kv, "kv", "logical", len(ids), xp.stack([beta[0] for *_, beta in past]))
+        counts = BUDGETS[budget](queries, keys[0], slots)
+        each = zip(queries, keys[0], values[0], counts, strict=True)
+        heads += [matched(q, k, v, int(count), choose, ridge) for q, k, v, count in each]
+        x, _, _ = block(x, weights, config, tuple(part[None] for part in side_by_side(heads[-H:])))
+    k, v, beta = (part.reshape(-1, H, *part.shape[1:]) for part in side_by_side(heads))  # (L, H, P, D) twice, (L, H, P)
+    return SoftPrompt(array_module(k).stack([k, v], axis=1), "kv", "logical", len(ids), beta)
 
 
 def queries_of(x, weights, config):
@@ -83,9 +85,14 @@ def masses(own, ridge, start=None):
     return nnls(own.T @ own + damping * np.eye(P), own.sum(0) + damping, start)
 
 
+def mean_square(probs):
+    """probs (N, T) -> (T,), on the host: which keys are read, and how much."""
+    return to_host((probs * probs).mean(0))
+
+
 def by_rms(probs, slots, ridge):
     """The keys of greatest root mean square attention, in their order."""
-    return np.sort(np.argsort(-to_host((probs * probs).mean(0)), kind="stable")[:slots])
+    return np.sort(np.argsort(-mean_square(probs), kind="stable")[:slots])
 
 
 def by_pursuit(probs, slots, ridge):
@@ -103,3 +110,35 @@ def by_pursuit(probs, slots, ridge):
 
 
 CHOOSE = {"rms": by_rms, "omp": by_pursuit}
+
+
+def evenly(queries, keys, slots):
+    """As many keys in each head."""
+    return np.full(len(keys), slots)
+
+
+def by_need(queries, keys, slots):
+    """queries (H, N, D), keys (H, T, D) -> how many keys each head keeps (H,), on the host: slots H in all.
+
+    They go to the greatest mean squares of attention in any head of the layer (Ada-KV, Feng et al. 2024). But half of
+    `slots` are each head's own, two at least, since a lone key tells all queries the same; none has more than twice.
+    """
+    H, least, most = len(keys), max(slots // 2, min(2, slots)), 2 * slots
+    squares = np.stack([mean_square(softmax(q @ k.T)) for q, k in zip(queries, keys, strict=True)])
+    ranked = np.sort(-squares, axis=1)[:, least:most].T  # (ranks, H): of equals, the better in its own head goes first
+    taken = np.argsort(ranked.ravel(), kind="stable")[: (slots - least) * H]
+    return least + np.bincount(taken % H, minlength=H)
+
+
+BUDGETS = {"even": evenly, "by-need": by_need}
+
+
+def side_by_side(heads):
+    """Heads of keys (k, D), values (k, D) and β (k,) -> (H, P, D), (H, P, D) and (H, P), for P the greatest k.
+
+    Behind a head's last key β is -∞, a key of no mass; keys and values there are 0, since no mass makes NaN harmless.
+    """
+    P, xp = max(len(keys) for keys, *_ in heads), array_module(heads[0][0])
+    pad = lambda x, fill: xp.pad(x, [(0, P - len(x))] + [(0, 0)] * (x.ndim - 1), constant_values=fill)
+    parts = zip(zip(*heads, strict=True), (0, 0, -math.inf), strict=True)
+    return tuple(xp.stack([pad(x, fill) for x in part]) for part, fill in parts)
