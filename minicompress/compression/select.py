@@ -106,15 +106,20 @@ def heavy_hitters(probs, k):
 def observed(probs, k, window=16, width=5):
     """The last w tokens, and those before that these attend to most, or that stand beside such a one: (H, k).
 
-    SnapKV (Li et al. 2024); w is half of the k, at most `window`, and the attention of the w is pooled by the greatest
-    of `width` neighbours. A pool makes ties: the token that is itself attended to comes first.
+    SnapKV (Li et al. 2024); w is half of the k, at most `window`.
     """
-    w, half = min((k + 1) // 2, window), width // 2
-    n = probs.shape[-1] - w
+    w = min((k + 1) // 2, window)
+    return greatest(*looked_at(probs, w, width), k - w, w)
+
+
+def looked_at(probs, w, width=5):
+    """What each token before the last w receives from them in the mean, pooled by the greatest of `width` neighbours,
+    and not pooled: (H, T - w) each. A pool makes ties, which the second tells apart.
+    """
+    n, half = probs.shape[-1] - w, width // 2
     mean = to_host(probs[:, n:, :n].mean(-2))
     padded = np.pad(mean, ((0, 0), (half, half)))
-    pooled = np.stack([padded[:, i : i + n] for i in range(width)]).max(0)
-    return greatest(pooled, mean, k - w, w)
+    return np.stack([padded[:, i : i + n] for i in range(width)]).max(0), mean
 
 
 def greatest(scores, ties, k, last):

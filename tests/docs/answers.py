@@ -154,3 +154,9 @@ def one_slot(attention, values, own, kept=0):
     w, value = 1 / attention[kept], sum(p * v for p, v in zip(attention, values, strict=True))
     mass = (1 - own) * attention[kept]
     return w, value, own / (own + w * mass), own / (own + mass)
+
+
+def received_evenly(T):
+    """What each token receives of T queries that share their attention evenly: in all, and of each that sees it."""
+    received = [sum(1 / (t + 1) for t in range(j, T)) for j in range(T)]
+    return received, [total / (T - j) for j, total in enumerate(received)]
