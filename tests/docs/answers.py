@@ -156,6 +156,16 @@ def one_slot(attention, values, own, kept=0):
     return w, value, own / (own + w * mass), own / (own + mass)
 
 
+def two_heads(heads, slots):
+    """Attention over the keys, the greatest first, of each head -> keys by need, what is lost so, and evenly."""
+    own = max(slots // 2, min(2, slots))
+    pooled = sorted((p, h) for h, head in enumerate(heads) for p in head[own : 2 * slots])
+    given = [h for _, h in pooled[-(slots - own) * len(heads) :]]
+    counts = [own + given.count(h) for h in range(len(heads))]
+    lost = lambda kept: sum(sum(head[k:]) for head, k in zip(heads, kept, strict=True))
+    return counts, lost(counts), lost([slots] * len(heads))
+
+
 def received_evenly(T):
     """What each token receives of T queries that share their attention evenly: in all, and of each that sees it."""
     received = [sum(1 / (t + 1) for t in range(j, T)) for j in range(T)]
