@@ -9,17 +9,19 @@ from rich.console import Console
 from minicompress import commands
 from minicompress.cli.common import Device, Json, ModelDir, app, show
 from minicompress.cli.many import compress_many, is_many, tell_many
-from minicompress.cli.produce import MATCHING, Job
-from minicompress.compression.matching import CHOOSE
+from minicompress.cli.produce import MATCHING, REFERENCES, Job
+from minicompress.compression.matching import BUDGETS, CHOOSE
 from minicompress.compression.objectives import DIVERGENCES, LOSSES, TOP_K, read_loss
 from minicompress.compression.places import read_places
 from minicompress.compression.problem import Recipe
+from minicompress.compression.run import FILE
 from minicompress.compression.segments import METHODS
 from minicompress.compression.select import SELECTORS
 from minicompress.compression.sources import ANSWERS, SOURCES
 from minicompress.evaluation.baselines import summary
 from minicompress.prompts.carriers import DOORS, POSITIONS
 from minicompress.prompts.low_rank_weights import LORA
+from minicompress.prompts.soft_prompt import SoftPrompt
 from minicompress.report.table import cost_line, evaluation_table
 from minicompress.training.shards import Shards
 
@@ -37,18 +39,26 @@ def compress(
     teacher: Annotated[
         Path | None, typer.Option(help="another model of the same vocabulary; default: the model itself")
     ] = None,
-    slots: Annotated[int | None, typer.Option(help="how many vectors; default 8, or all that a compressor has")] = None,
+    slots: Annotated[
+        int | None, typer.Option(help="how many vectors; default: 8, or all that a compressor or --init has")
+    ] = None,
     carrier: Annotated[
-        str, typer.Option(help="what slots are: embeddings, hidden, kv; or lora: weights of their size")
-    ] = "embeddings",
+        str | None, typer.Option(help="what slots are: embeddings (the default), hidden, kv; or lora: weights")
+    ] = None,
     positions: Annotated[
-        str, typer.Option(help="where tokens begin: compact (after the slots), logical (after the context), unshifted")
-    ] = "compact",
+        str | None, typer.Option(help="where tokens begin: compact (after the slots), logical (the context), unshifted")
+    ] = None,
     beta: Annotated[bool, typer.Option("--beta", help="kv: train a log-mass for every key as well")] = False,
     producer: Annotated[
         str | None, typer.Option(help=f"gradient; {', '.join(ONCE)}; or of a --compressor: {', '.join(METHODS)}")
     ] = None,
-    choose: Annotated[str, typer.Option(help=f"{MATCHING}: keys by {' or '.join(CHOOSE)}")] = "rms",
+    choose: Annotated[str | None, typer.Option(help=f"{MATCHING}: keys by {' or '.join(CHOOSE)}; default: rms")] = None,
+    budget: Annotated[
+        str | None, typer.Option(help=f"{MATCHING}: keys of a head: {' or '.join(BUDGETS)}; default: even")
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option(help=f"{MATCHING}: rows that ask: {' or '.join(REFERENCES)}; default: queries")
+    ] = None,
     compressor: Annotated[
         Path | None, typer.Option(help="a folder that train-compressor made: slots in one reading")
     ] = None,
@@ -79,8 +89,10 @@ def compress(
     evaluate_on: Annotated[Path | None, typer.Option(help="a file of queries to evaluate on, never trained on")] = None,
     self_study: Annotated[int, typer.Option(help="question-and-answer lines that the teacher writes")] = 192,
     init: Annotated[
-        str, typer.Option(help="text (the context's tokens), first, vocab, vocab:N, noise, uniform, zero, or any words")
+        str, typer.Option(help="text (of the context), first, vocab, vocab:N, noise, uniform, zero, words, or a prompt")
     ] = "text",
+    any_prefix: Annotated[bool, typer.Option("--any-prefix", help="train the first few to do alone as well")] = False,
+    freeze_first: Annotated[bool, typer.Option("--freeze-first", help="leave the first slot as it began")] = False,
     loss: Annotated[
         str, typer.Option(help=f"{', '.join(LOSSES)}; js:0.3 with its β; or a sum such as kl+0.5*likelihood")
     ] = "kl",
@@ -102,10 +114,14 @@ def compress(
     as_json: Json = False,
 ) -> None:
     """Compress a CONTEXT into a soft prompt, and print what it is worth."""
-    commands.check_choice("--carrier", carrier, *DOORS, LORA)
-    commands.check_choice("--positions", positions, *POSITIONS)
+    commands.check_choice("--carrier", carrier or "kv", *DOORS, LORA)
+    commands.check_choice("--positions", positions or "compact", *POSITIONS)
     commands.check_choice("--producer", producer or "gradient", "gradient", *ONCE, *METHODS)
-    commands.check_choice("--choose", choose, *CHOOSE)
+    of_matching = [("choose", choose, CHOOSE), ("budget", budget, BUDGETS), ("reference", reference, REFERENCES)]
+    for name, given, known in of_matching:
+        commands.check_choice(f"--{name}", given or [*known][0], *known)
+        if given and producer != MATCHING:
+            raise ValueError(f"--{name} belongs to --producer {MATCHING}; leave it out")
     if producer in METHODS and not compressor:
         raise ValueError(f"--producer {producer} is trained first: name its folder with --compressor DIR")
     if producer not in (None, *METHODS) and compressor:
@@ -124,14 +140,18 @@ def compress(
     for name, words in (("--init", init), ("--queries", queries), *(("--seed-prompt", s) for s in seed_prompt or ())):
         commands.check_words(name, words)
     trained = not compressor and producer in (None, "gradient")
-    idle = (resume and not many) or beta or baselines == "all" or carrier != "embeddings" or positions != "compact"
-    if not trained and idle:
-        words = "--carrier, --positions, --beta, --resume and --baselines all belong to slots by gradient"
-        raise ValueError(f"{words}; leave them out, or --producer and --compressor")
+    of_slots = {"--beta": beta, "--any-prefix": any_prefix, "--freeze-first": freeze_first}
+    of_gradient = of_slots | {"--carrier": carrier, "--positions": positions, "--resume": resume and not many,
+                              f"--init {init}": init.endswith(FILE), "--baselines all": baselines == "all"}  # fmt: skip
+    if not trained and (idle := [name for name, given in of_gradient.items() if given]):
+        raise ValueError(f"{idle[0]} belongs to slots by gradient; leave it out, or --producer and --compressor")
+    size, carrier, positions, offset, beta = as_given(init, slots, carrier, positions, beta)
     if other and baselines != "all":
         raise ValueError("--other is the text of a control, which is only trained with --baselines all")
     if carrier == LORA and (positions != "compact" or baselines == "all"):
         raise ValueError("--carrier lora takes no position and trains no controls; leave out --positions, --baselines")
+    if carrier == LORA and (idle := [name for name, given in of_slots.items() if given]):
+        raise ValueError(f"--carrier lora has no slots, to which {idle[0]} belongs; leave out one")
     if beta and carrier != "kv":
         raise ValueError(f"--beta is the mass of a key, which --carrier kv has and {carrier} has not")
     if not terms & {*DIVERGENCES} and temperature != 1:
@@ -141,17 +161,32 @@ def compress(
     source, file = (queries, None) if queries in SOURCES else ("file", Path(queries))
     top = (top_k or 20) if terms & {*TOP_K} else None  # 20 as in Cartridges
     rate = lr or (0.003 if carrier == LORA else Recipe.lr)
-    recipe = Recipe(slots or Recipe.slots, loss, temperature, steps, rate, rows, seed, init, self_study, carrier,
+    recipe = Recipe(size, loss, temperature, steps, rate, rows, seed, init, self_study, carrier,
                     positions, beta, top, source, answers, tuple(seed_prompt or ()) or None, chunk, continuation_share,
-                    refresh, places)  # fmt: skip
+                    refresh, places, offset, any_prefix, freeze_first)  # fmt: skip
     other_text = commands.read_text(other or OTHER_CONTEXT) if baselines == "all" else None
-    job = Job(recipe, producer, slots, choose, model, teacher, compressor, file, evaluate_on, cache, other_text, device,
+    asked = tuple((name, given) for name, given, _ in of_matching if given)
+    job = Job(recipe, producer, slots, asked, model, teacher, compressor, file, evaluate_on, cache, other_text, device,
               resume)  # fmt: skip
     if many:
         return tell_many(compress_many(job, context, out, threads), out, as_json)
     text = commands.read_text(context)
     with Shards(threads) as shards:
         tell(job.make(job.open(), text, out, shards), as_json)
+
+
+def as_given(
+    init: str, slots: int | None, carrier: str | None, positions: str | None, beta: bool
+) -> tuple[int, str, str, int | None, bool]:
+    """What the options leave open: as the prompt in --init has it, or by default; and the offset of its tokens."""
+    if not init.endswith(FILE):
+        return slots or Recipe.slots, carrier or "embeddings", positions or "compact", None, beta
+    if carrier == LORA:
+        raise ValueError(f"--carrier lora begins as nothing, not as {init}; leave out --init")
+    given = SoftPrompt.load(init)
+    offset = given.offset if positions in (None, given.positions) else None
+    beta = beta or given.beta is not None
+    return slots or given.length, carrier or given.carrier, positions or given.positions, offset, beta
 
 
 def tell(result: dict, as_json: bool) -> None:

@@ -13,7 +13,7 @@ from minicompress.arrays import to_host
 from minicompress.cli.common import aside, bar, take_up
 from minicompress.cli.compressors import open_compressor
 from minicompress.compression.compressor import Compressor
-from minicompress.compression.matching import attention_matching
+from minicompress.compression.matching import attention_matching, repeat_prefill
 from minicompress.compression.problem import QUERY_TOKENS, Model, Problem, Recipe, check_positions, place
 from minicompress.compression.run import Run
 from minicompress.compression.select import SELECTORS
@@ -21,7 +21,7 @@ from minicompress.evaluation.baselines import evaluate, trained_prefixes
 from minicompress.prompts.soft_prompt import text_hash
 from minicompress.training.shards import Shards
 
-MATCHING = "attention-matching"
+MATCHING, REFERENCES = "attention-matching", ("queries", "repeat-prefill")
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Job:
     recipe: Recipe
     producer: str | None = None
     slots: int | None = None  # as they were asked for; None: the recipe's, or all that a compressor has
-    choose: str = "rms"
+    matching: tuple = ()  # what was asked of Attention Matching, name and value
     model: Path | None = None
     teacher: Path | None = None
     compressor: Path | None = None
@@ -66,7 +66,7 @@ class Job:
         if opened.trained:
             way = by_compressor(*opened.trained, self.slots)
         elif self.producer == MATCHING:
-            way = by_matching(pose, self.recipe.slots, self.choose)
+            way = by_matching(pose, self.recipe.slots, **dict(self.matching))
         else:
             way = by_selection(str(self.producer), self.recipe.slots, opened.student, self.recipe.seed)
         return compress_once(way, opened.student, text, out, pose)
@@ -145,13 +145,17 @@ def by_selection(name: str, slots: int, model: Model, seed: int) -> Way:
     return Way(lambda ids: SELECTORS[name](model.pair, ids, slots, rng), model, {"producer": name, "seed": seed})
 
 
-def by_matching(pose: Callable, slots: int, choose: str) -> Way:
-    """By Attention Matching; its reference rows are the queries to train on of pose(), a Problem."""
+def by_matching(
+    pose: Callable, slots: int, choose: str = "rms", budget: str = "even", reference: str = "queries"
+) -> Way:
+    """By Attention Matching; its reference rows are the queries to train on of pose(), a Problem, or the context."""
     with aside.status("the teacher reads the context, and what is asked of it"):
         problem = pose()
-    rows = [query.ids for query in problem.train]
-    make = lambda ids: attention_matching(problem.model.pair, ids, slots, rows, choose)
-    return Way(make, problem.model, {"producer": MATCHING, "choose": choose, "queries": len(rows)}, problem)
+    pair, rows = problem.model.pair, [query.ids for query in problem.train]
+    rows = repeat_prefill(problem.ids, pair[1]) if reference == "repeat-prefill" else rows
+    make = lambda ids: attention_matching(pair, ids, slots, rows, choose, budget=budget)
+    recipe = {"producer": MATCHING, "choose": choose, "budget": budget, "reference": reference, "queries": len(rows)}
+    return Way(make, problem.model, recipe, problem)
 
 
 def compress_once(way: Way, model: Model, text: str, out: Path, pose: Callable) -> dict:

@@ -15,12 +15,13 @@ from minicompress.training.schedules import warmup_cosine
 
 
 def train_slots(model, slots, state, queries, teacher, steps, *, shards, loss="kl", temperature=1.0, lr=0.03, rows=32,
-                seed=0, on_step=None, door=EMBEDDINGS, top_k=None, until=None, inside=None):  # fmt: skip
+                seed=0, on_step=None, door=EMBEDDINGS, top_k=None, until=None, inside=None, fewer=None):  # fmt: skip
     """Adam on the slots for `steps` steps, in place, from state["step"] on, or only until step `until` of them.
 
     Each step takes `rows` queries, drawn from (seed, step) alone: a resumed run sees the same batches. A door of None:
-    the slots are low-rank weights. `inside`: a TeacherInside, where the loss looks there. on_step(step, loss, norm) may
-    raise to stop; all is then as after that step.
+    the slots are low-rank weights. `inside`: a TeacherInside, where the loss looks there. fewer(rng) gives a step's
+    door, where not every step trains all slots. on_step(step, loss, norm) may raise to stop; all is then as after that
+    step.
     """
     terms = read_loss(loss, top_k)
     ask = asked_inside if any(term.name in INSIDE for term in terms) else None
@@ -33,7 +34,8 @@ def train_slots(model, slots, state, queries, teacher, steps, *, shards, loss="k
         if door is None:
             mean, dslots = weights_gradient(model, slots, ids, scored, make, shards, ask)
         else:
-            mean, dslots = slots_gradient(model, slots, ids, scored, make, shards, door, ask)
+            through = fewer(rng) if fewer else door
+            mean, dslots = slots_gradient(model, slots, ids, scored, make, shards, through, ask)
         norm = clip_by_global_norm(dslots, math.inf)  # nothing is clipped, and what is not finite is refused
         adamw_step({"slots": slots}, {"slots": dslots}, state, warmup_cosine(step, steps, lr, final=0.05))
         if on_step:

@@ -76,6 +76,9 @@ class Recipe:
     continuation_share: float | None = None
     refresh: int | None = None  # steps between two writings of the student's
     places: str = "all"  # that are scored in training: all, changed or first:N
+    offset: int | None = None  # of logical positions; None: the context's length
+    any_prefix: bool = False  # whether half of the steps train the first few slots alone
+    freeze_first: bool = False  # whether the first slot stays as it began (Cartridges, Eyuboglu et al. 2025)
 
 
 class Problem:

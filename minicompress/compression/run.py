@@ -15,26 +15,58 @@ from minicompress.compression.problem import Problem, copied, place
 from minicompress.compression.queries import Query
 from minicompress.compression.sources import study
 from minicompress.compression.teacher import Teacher
+from minicompress.prompts.carriers import cut, frozen, leading, lift, through
 from minicompress.prompts.initialise import initialise
 from minicompress.prompts.low_rank_weights import LORA, LowRankWeights, init, rank_at_equal_size
 from minicompress.prompts.soft_prompt import SoftPrompt
 from minicompress.training.adamw import adamw_init
 from minicompress.training.checkpoints import load_own, save_tree
+from minicompress.training.schedules import any_prefix
 from minicompress.trees import tree_map
+
+FILE = ".safetensors"  # how --init ends where it names another prompt
 
 
 def initial_slots(model, context_ids, recipe):
     """The slots before the first step, as `initialise` names them; `text` means the context's own tokens.
 
-    Low-rank weights begin as nothing, and have as many numbers as that many slots of keys and values.
+    A file's name means the slots of that prompt, whoever made them. Low-rank weights begin as nothing, and have as many
+    numbers as that many slots of keys and values.
     """
     rng = np.random.default_rng((recipe.seed, 2))
     if recipe.carrier == LORA:
         return init(rng, model.pair[0], rank_at_equal_size(recipe.slots))
+    if recipe.init.endswith(FILE):
+        return from_file(model, recipe)
     slots = initialise(model.pair, model.tokenizer, recipe.init, recipe.slots, recipe.carrier, rng, context_ids)
     if not recipe.beta:
         return slots
     return {"slots": slots, "beta": array_module(slots).zeros_like(slots[:, 0, ..., 0])}
+
+
+def from_file(model, recipe):
+    """The first slots of the prompt in `recipe.init`; embeddings become what the carrier needs.
+
+    Raises ValueError where it is another model's, has fewer slots, or is of a carrier that cannot become this one.
+    """
+    given, wanted = SoftPrompt.load(recipe.init), recipe.carrier
+    if (made_for := given.provenance.get("model")) != model.hash:
+        raise ValueError(f"--init {recipe.init} was made for the model {made_for}; this one is {model.hash}")
+    given.check_model(model.pair[1], recipe.init)
+    if given.template or given.carrier not in ("embeddings", wanted):
+        words = "a template" if given.template else given.carrier
+        raise ValueError(f"--init {recipe.init} has {words}, from which --carrier {wanted} cannot begin")
+    if given.length < recipe.slots:
+        raise ValueError(f"--init {recipe.init} has {given.length} slots, from which {recipe.slots} cannot begin")
+    if given.beta is not None and not recipe.beta:
+        raise ValueError(f"--init {recipe.init} has a mass for every key; add --beta")
+    given = given.first(recipe.slots)
+    slots = place(given.slots, model.wte)
+    slots = slots if given.carrier == wanted else lift(*model.pair, slots, wanted)
+    if not recipe.beta:
+        return slots
+    zeros = array_module(slots).zeros_like(slots[:, 0, ..., 0])
+    return {"slots": slots, "beta": zeros if given.beta is None else place(given.beta, model.wte)}
 
 
 def check_recipe(recipe, student, teacher):
@@ -105,7 +137,8 @@ class Run(Problem):
                 train_slots(self.model.pair, self.slots, self.state, self.asked, self.expects, recipe.steps,
                             shards=self.shards, loss=recipe.loss, temperature=recipe.temperature, lr=recipe.lr,
                             rows=recipe.rows, seed=recipe.seed, on_step=on_step, door=self.door,
-                            top_k=recipe.top_k, until=until, inside=self.inside)  # fmt: skip
+                            top_k=recipe.top_k, until=until, inside=self.inside,
+                            fewer=self.fewer if recipe.any_prefix else None)  # fmt: skip
         except KeyboardInterrupt:
             if checkpoint:
                 self.save(checkpoint)
@@ -152,7 +185,17 @@ class Run(Problem):
 
     @property
     def door(self):
-        return None if self.low_rank else self.as_prompt(self.slots).door
+        """How a step reads the slots; None where they are weights."""
+        if self.low_rank:
+            return None
+        door = self.as_prompt(self.slots).door
+        return through(*frozen(1), door) if self.recipe.freeze_first else door
+
+    def fewer(self, rng):
+        """How a step of any-prefix training reads them: some of the first alone, where these would stand alone."""
+        used = any_prefix(self.recipe.slots, rng)
+        door = through(*leading(used), self.as_prompt(cut(self.slots, used)).door)
+        return through(*frozen(1), door) if self.recipe.freeze_first else door
 
     @property
     def reader(self):
@@ -164,7 +207,8 @@ class Run(Problem):
         if self.low_rank:
             return LowRankWeights(slots, provenance=provenance)
         slots, beta = (slots["slots"], slots["beta"]) if self.recipe.beta else (slots, None)
-        offset = len(self.ids) if self.recipe.positions == "logical" else None
+        told = self.recipe.offset
+        offset = (len(self.ids) if told is None else told) if self.recipe.positions == "logical" else None
         return SoftPrompt(slots, self.recipe.carrier, self.recipe.positions, offset, beta, provenance=provenance)
 
     def made(self):

@@ -1,7 +1,6 @@
 """One training of a compressor: many contexts from a file, resumable at every step."""
 
 import json
-import math
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -13,7 +12,7 @@ from minicompress.compression.queries import Query, question_query
 from minicompress.compression.segments import METHODS
 from minicompress.training.adamw import adamw_init, adamw_step, clip_by_global_norm
 from minicompress.training.checkpoints import load_own, save_tree
-from minicompress.training.schedules import warmup_cosine
+from minicompress.training.schedules import any_prefix, warmup_cosine
 
 MOST = 8  # queries of one context in one step
 
@@ -119,9 +118,7 @@ class Training:
         room = self.model.pair[1].n_positions - recipe.segment
         numbers = rng.integers(len(self.records), size=recipe.contexts)
         made = [example(self.records[n], self.model.tokenizer, recipe, rng, room) for n in numbers]
-        slots = recipe.slots
-        if recipe.any_prefix and rng.random() < 0.5:
-            slots = round(math.exp(rng.uniform(0, math.log(recipe.slots))))
+        slots = any_prefix(recipe.slots, rng) if recipe.any_prefix else recipe.slots
         return [one for one in made if one.asked], slots
 
     def train(self, checkpoint=None, on_step=None, every=100):

@@ -12,6 +12,7 @@ from minicompress.arrays import array_module
 from minicompress.gpt2.prefix import EMBEDDINGS, Door, Prefix, read_slots
 from minicompress.layers.layernorm import layernorm, layernorm_backward
 from minicompress.layers.linear import linear, linear_backward
+from minicompress.trees import tree_map
 
 POSITIONS = ("compact", "logical", "unshifted")
 
@@ -101,6 +102,37 @@ def through(bake, bake_backward, door):
         return bake_backward(door.read_backward(asked, caches[1], grads), caches[0])
 
     return Door(read, read_backward)
+
+
+def cut(slots, count):
+    """The first `count` slots of any carrier, an array or {"slots", "beta"}: views."""
+    if isinstance(slots, dict):
+        return {"slots": cut(slots["slots"], count), "beta": slots["beta"][..., :count]}
+    return slots[..., :count, :]
+
+
+def leading(count):
+    """bake and bake_backward: the first `count` slots alone, as if there were no others."""
+
+    def bake(slots):
+        return cut(slots, count), slots
+
+    def bake_backward(dcut, slots):
+        dslots = tree_map(lambda x: array_module(x).zeros_like(x), slots)
+        tree_map(lambda whole, part: whole.__setitem__(..., part), cut(dslots, count), dcut)
+        return dslots
+
+    return bake, bake_backward
+
+
+def frozen(count):
+    """bake and bake_backward: all slots, but the first `count` stay as they are."""
+
+    def bake_backward(dslots, cache):
+        tree_map(lambda x: x.fill(0), cut(dslots, count))
+        return dslots
+
+    return lambda slots: (slots, None), bake_backward
 
 
 def lift(params, config, embeddings, carrier):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from minicompress.arrays import array_module
-from minicompress.prompts.carriers import DOORS, IN_ROWS, placed, slots_shape, start_of
+from minicompress.prompts.carriers import DOORS, IN_ROWS, cut, placed, slots_shape, start_of
 from minicompress.prompts.template import parse
 from minicompress.training.checkpoints import load_arrays, save_arrays
 from minicompress.trees import flatten, unflatten
@@ -44,9 +44,9 @@ class SoftPrompt:
         """
         if not 1 <= slots <= self.length:
             raise ValueError(f"the prompt has {self.length} slots; the first {slots} cannot be had of it")
-        axis = SLOT_AXIS[self.carrier]
-        cut = lambda x, axis=axis: None if x is None else x[(slice(None),) * axis + (slice(slots),)]
-        return replace(self, slots=cut(self.slots), beta=cut(self.beta, 2), initial=cut(self.initial), raw=None)
+        beta = None if self.beta is None else self.beta[..., :slots]
+        initial = None if self.initial is None else cut(self.initial, slots)
+        return replace(self, slots=cut(self.slots, slots), beta=beta, initial=initial, raw=None)
 
     @cached_property
     def in_rows(self):

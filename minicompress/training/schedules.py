@@ -9,3 +9,8 @@ def warmup_cosine(step, steps, lr, warmup=0, final=0.0):
         return lr * (step + 1) / warmup
     progress = min(1.0, (step - warmup) / max(1, steps - warmup))
     return lr * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def any_prefix(slots, rng):
+    """How many of the slots a step uses: in half of the steps all, else evenly on a log scale from 1 on."""
+    return slots if rng.random() >= 0.5 else round(math.exp(rng.uniform(0, math.log(slots))))

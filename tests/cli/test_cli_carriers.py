@@ -210,3 +210,30 @@ def test_a_slot_that_is_not_there(run, here, model, saved):
     (here / "rows.json").write_text("[[5, -4, 7]]")
     told = run("trace", "--model", model, "--tokens", "rows.json", "--prompt", "p", "--out", "t")
     assert_one_line(told, "token ids span -4..7; the vocabulary is 0..2047, and -3..-1 are slots")
+
+
+def test_a_prompt_is_gone_on_from_as_it_stands(run, here, quick):
+    """Carrier, positions, offset, masses and slots are the file's, unless something else is asked for."""
+    made = run("compress", "context.txt", *quick, "--producer", "pooled-kv", "--slots", 4, "--out", "p.safetensors")
+    assert made[0] == 0, made[2]
+    begun = SoftPrompt.load("p.safetensors")
+    options = [option for option in quick if option not in ("--slots", 3)]
+    refine = ["compress", "context.txt", *options, "--init", "p.safetensors", "--out", "q"]
+    code, out, err = run(*refine, "--any-prefix", "--freeze-first", "--json")
+    assert code == 0, err
+    result, prompt = json.loads(out), SoftPrompt.load("q")
+    assert (prompt.carrier, prompt.positions, prompt.offset, prompt.length) == ("kv", "logical", begun.offset, 4)
+    assert (prompt.initial == begun.slots).all() and (prompt.slots[..., 0, :] == begun.slots[..., 0, :]).all()
+    assert (prompt.slots[..., 1:, :] != begun.slots[..., 1:, :]).any() and result["kl_init"] is not None
+    recipe = prompt.provenance["recipe"]
+    assert recipe["init"] == "p.safetensors" and recipe["any_prefix"] and recipe["freeze_first"]
+    assert run(*refine, "--slots", 2)[0] == 0 and SoftPrompt.load("q").length == 2
+    assert run(*refine, "--positions", "compact", "--beta")[0] == 0
+    assert (SoftPrompt.load("q").positions, SoftPrompt.load("q").beta.shape) == ("compact", (2, 2, 4))
+    for more, said in ((["--slots", 9], "has 4 slots, from which 9"), (["--carrier", "embeddings"], "--carrier embeddings"),
+                       (["--carrier", "lora"], "begins as nothing, not as p.safetensors"),
+                       (["--producer", "first"], "--init p.safetensors belongs to slots by gradient")):  # fmt: skip
+        assert_one_line(run(*refine, *more), said)
+    for option in ("--any-prefix", "--freeze-first"):
+        assert_one_line(run("compress", "context.txt", *quick, "--carrier", "lora", option, "--out", "q"), f"{option} belongs")
+    assert_one_line(run("compress", "context.txt", *quick, "--init", "no.safetensors", "--out", "q"), "no.safetensors")

@@ -130,11 +130,14 @@ def test_a_segment_that_does_not_fit(train, data):
     (["--producer", "gradient", "--compressor", "x"], "leave out one"),
     (["--compressor", "x"], "x holds no compressor.safetensors"),
     (["--producer", "summary"], "--producer is 'summary'"),
-    (["--producer", "first", "--baselines", "all"], "belong to slots by gradient"),
-    (["--producer", "attention-matching", "--carrier", "hidden"], "belong to slots by gradient"),
-    (["--producer", "random", "--positions", "unshifted"], "belong to slots by gradient"),
-    (["--producer", "pooled-kv", "--resume"], "belong to slots by gradient"),
+    (["--producer", "first", "--baselines", "all"], "belongs to slots by gradient"),
+    (["--producer", "attention-matching", "--carrier", "hidden"], "belongs to slots by gradient"),
+    (["--producer", "random", "--positions", "unshifted"], "belongs to slots by gradient"),
+    (["--producer", "pooled-kv", "--resume"], "belongs to slots by gradient"),
     (["--carrier", "lora", "--positions", "unshifted"], "takes no position"),
+    (["--choose", "omp"], "--choose belongs to --producer attention-matching"),
+    (["--producer", "first", "--budget", "even"], "--budget belongs to --producer attention-matching"),
+    (["--producer", "attention-matching", "--reference", "none"], "--reference is 'none'"),
     (["--carrier", "lora", "--baselines", "all"], "trains no controls"),
 ])  # fmt: skip
 def test_mistakes(arguments, said, run, here, model):
@@ -164,13 +167,21 @@ def test_a_selection(name, run, here, model):
     assert_one_line(run("compress", "context.txt", "--model", model, "--producer", name, "--slots", 90, "--out", "q.safetensors"), said)
 
 
-@pytest.mark.parametrize("choose", ["rms", "omp"])
-def test_attention_matching(choose, run, here, model):
-    arguments = ["--model", model, "--producer", "attention-matching", "--choose", choose, "--queries", "queries.jsonl"]
+@pytest.mark.parametrize("choose, budget, reference", [
+    ("rms", "even", "queries"), ("omp", "even", "repeat-prefill"), ("rms", "by-need", "queries"),
+])  # fmt: skip
+def test_attention_matching(choose, budget, reference, run, here, model):
+    arguments = ["--model", model, "--producer", "attention-matching", "--choose", choose, "--queries", "queries.jsonl",
+                 "--budget", budget, "--reference", reference]  # fmt: skip
     code, out, err = run("compress", "context.txt", *arguments, "--slots", 6, "--out", "p.safetensors", "--json")
     assert code == 0, err
     told, prompt = json.loads(out), SoftPrompt.load("p.safetensors")
-    assert told["producer"] == "attention-matching" and prompt.length == 6 and prompt.beta is not None
+    assert told["producer"] == "attention-matching" and prompt.beta is not None
+    used = np.isfinite(prompt.beta) | (prompt.slots[:, 0] != 0).any(-1)  # (L, H, P)
+    heads = used.sum(-1)
+    assert (heads.mean() == 6 and heads.max() == prompt.length > 6) if budget == "by-need" else prompt.length == 6
+    recipe, rows = prompt.provenance["recipe"], {"queries": 4, "repeat-prefill": 4}
+    assert (recipe["choose"], recipe["budget"], recipe["reference"]) == (choose, budget, reference) and rows
     assert told["rows"]["sigma"]["kl"] < told["rows"]["none"]["kl"]
     assert_one_line(run("compress", "context.txt", *arguments, "--slots", 60, "--out", "q.safetensors"), "60 keys cannot be chosen")
 

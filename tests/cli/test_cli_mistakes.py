@@ -49,7 +49,7 @@ def refused(run, here, quick):
         (b" \n\n", ["context.txt is empty"]),
         (b"caf\xe9", ["context.txt is not UTF-8", "byte 3"]),
         (WORDS.encode(), ["n_positions is 128", "context tokens", "need"]),
-        ("folder", ["context.txt", "directory"]),
+        ("folder", ["context.txt holds no .txt file"]),
     ],
     ids=["none", "empty", "blank", "not UTF-8", "too long", "a folder"],
 )

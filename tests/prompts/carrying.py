@@ -248,6 +248,35 @@ def through_error():
     return relative_error(found, A.T @ gradient_of(model, prompt))
 
 
+def part_error(kind):
+    """The gradient of the first slots alone, and of those behind a first one that stays, by the complex step."""
+    model, rng, ids = random_model(), np.random.default_rng(12), padded(ROWS)
+    prompt = random_prompt(kind, TINY, 4, rng)
+    part = prompt.first(2)
+    scored, errors = scored_places(part, ROWS), []
+    make = lambda rows, weight: likelihood(ids[rows][scored[rows]], weight)
+    fewer = carriers.through(*carriers.leading(2), part.door)
+    held = carriers.through(*carriers.frozen(1), prompt.door)
+    for door, some, count, skip in ((fewer, part, 2, 0), (held, prompt, 4, 1)):
+        with Shards(1) as threads:
+            _, found = gradient.slots_gradient(model, prompt.tree, ids, scored, make, threads, door)
+        found = found if isinstance(found, dict) else {"slots": found}
+        tree = some.tree if isinstance(some.tree, dict) else {"slots": some.tree}
+        # in place of a slot's own axis: what is before `skip` and from `count` on must be exactly zero
+        at = lambda x, name: np.moveaxis(x, -1 if name == "beta" else -2, 0)
+        still = [at(x, name) for name, x in found.items()]
+        errors += [float(any(x[:skip].any() or x[count:].any() for x in still))]
+        f = lambda tree, some=some: plain_losses(model, replace(some, **tree), ROWS)
+        for name, x in found.items():
+            whole = {n: y.astype(complex) for n, y in tree.items()}
+            axis, n = (-1 if name == "beta" else -2), at(x, name)[skip:count]
+            direction = np.zeros_like(at(tree[name], name))
+            direction[skip:] = rng.standard_normal(n.shape)
+            whole[name] = whole[name] + 1e-30j * np.moveaxis(direction, 0, axis)
+            errors.append(relative_error((n * direction[skip:]).sum(), f(whole).sum().imag / 1e-30))
+    return max(errors)
+
+
 # Writing, predicting, saving.
 
 
@@ -334,6 +363,7 @@ CHECKS = {
     "tied slots": tied_error,
     **{f"gradient of {kind}": partial(gradient_error, kind) for kind in KINDS},
     "gradient through a map": through_error,
+    **{f"gradient of a part of {kind}": partial(part_error, kind) for kind in KINDS if "rows" not in kind},
     **{f"generation after {kind}": partial(generation_error, kind) for kind in KINDS},
     **{f"predictors after {kind}": partial(predictors_error, kind) for kind in KINDS},
     **{f"file of {kind}": partial(file_error, kind) for kind in KINDS},
