@@ -117,9 +117,10 @@ def compress(
     commands.check_choice("--carrier", carrier or "kv", *DOORS, LORA)
     commands.check_choice("--positions", positions or "compact", *POSITIONS)
     commands.check_choice("--producer", producer or "gradient", "gradient", *ONCE, *METHODS)
-    of_matching = [("choose", choose, CHOOSE), ("budget", budget, BUDGETS), ("reference", reference, REFERENCES)]
+    of_matching: list[tuple] = [("choose", choose, CHOOSE), ("budget", budget, BUDGETS)]
+    of_matching.append(("reference", reference, REFERENCES))
     for name, given, known in of_matching:
-        commands.check_choice(f"--{name}", given or [*known][0], *known)
+        commands.check_choice(f"--{name}", given or next(iter(known)), *known)
         if given and producer != MATCHING:
             raise ValueError(f"--{name} belongs to --producer {MATCHING}; leave it out")
     if producer in METHODS and not compressor:
