@@ -13,7 +13,6 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-
 from compressors import asked
 from minicompress.commands import open_model
 from minicompress.compression.matching import attention_matching

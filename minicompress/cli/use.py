@@ -12,6 +12,7 @@ from minicompress.cli.common import Device, Json, ModelDir, app, show
 from minicompress.compression.problem import check_positions
 from minicompress.compression.queries import FORM, line_ends, write_lines
 from minicompress.gpt2.generate import generate as write
+from minicompress.prompts.low_rank_weights import LowRankWeights
 from minicompress.prompts.soft_prompt import concatenate
 from minicompress.prompts.tenants import read_many
 from minicompress.tuning.scores import likeliest
@@ -21,6 +22,7 @@ from minicompress.tuning.scores import likeliest
 def ask(
     prompt: Annotated[Path, typer.Argument(help="a soft prompt, or a PEFT folder")],
     question: Annotated[str, typer.Argument(help="in words")],
+    also: Annotated[list[Path] | None, typer.Option(help="a prompt that stands behind it; several in a row")] = None,
     model: ModelDir = None,
     device: Device = "cpu",
     as_json: Json = False,
@@ -32,6 +34,9 @@ def ask(
     commands.check_words("QUESTION", question)
     opened = commands.open_model(model, device)
     opened, stands = commands.open_standing(prompt, opened)
+    if also and isinstance(stands, LowRankWeights):
+        raise ValueError(f"{prompt} holds low-rank weights, behind which no prompt stands; leave out --also")
+    stands = concatenate([stands, *(commands.open_prompt(path, opened) for path in also)]) if also else stands
     asked = question if stands.template else FORM.format(question=question)
     ids = commands.row_of(stands, opened.tokenizer, asked)
     check_positions(opened.pair[1], **commands.before(stands), question_tokens=len(ids), answer_tokens=1)

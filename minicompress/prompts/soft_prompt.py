@@ -134,12 +134,13 @@ def concatenate(prompts):
     """Several prompts of one carrier in a row, as one; it keeps no provenance but theirs.
 
     Embeddings then see those of the prompts before them, and stand at later positions than alone; hidden
-    states and keys and values do not. Raises ValueError where the prompts are not of one kind.
+    states and keys and values do not. Logical tokens stand behind the longest of the contexts. Raises ValueError
+    where the prompts are not of one kind.
     """
     first, *others = prompts
     if not others:
         return first
-    kinds = {(p.carrier, p.positions, p.offset) for p in prompts}
+    kinds = {(p.carrier, p.positions) for p in prompts}
     if len(kinds) > 1 or any(p.template for p in prompts):
         words = ", ".join(f"{p.carrier} ({'template' if p.template else p.positions})" for p in prompts)
         raise ValueError(f"prompts in a row must be of one carrier and one kind of positions; these are {words}")
@@ -149,7 +150,8 @@ def concatenate(prompts):
         beta = xp.concatenate([zeros(p) if p.beta is None else p.beta for p in prompts], axis=-1)
     slots = xp.concatenate([p.slots for p in prompts], axis=SLOT_AXIS[first.carrier])
     parts = {"model": first.provenance.get("model"), "parts": [p.provenance for p in prompts]}
-    return SoftPrompt(slots, first.carrier, first.positions, first.offset, beta, provenance=parts)
+    offset = None if first.offset is None else max(p.offset for p in prompts)
+    return SoftPrompt(slots, first.carrier, first.positions, offset, beta, provenance=parts)
 
 
 def text_hash(text):

@@ -237,3 +237,18 @@ def test_a_prompt_is_gone_on_from_as_it_stands(run, here, quick):
     for option in ("--any-prefix", "--freeze-first"):
         assert_one_line(run("compress", "context.txt", *quick, "--carrier", "lora", option, "--out", "q"), f"{option} belongs")
     assert_one_line(run("compress", "context.txt", *quick, "--init", "no.safetensors", "--out", "q"), "no.safetensors")
+
+
+def test_two_prompts_answer_one_question(run, here, model, saved):
+    """Behind both in a row, which is what `generate` reads as well."""
+    for kind in ("kv", "embeddings"):
+        saved("a", kind)
+        saved("b", kind, P=2)
+        ask = run("ask", "a", "Who?", "--also", "b", "--model", model, "--json")
+        assert ask[0] == 0, ask[2]
+        told = run("generate", "Q: Who?\nA:", "--prompt", "a", "--prompt", "b", "--model", model, "--tokens", 32, "--lines", 1,
+                   "--json")  # fmt: skip
+        assert json.loads(ask[1])["answer"] == json.loads(told[1])["text"].split("\n")[0].strip()
+    saved("c", "hidden")
+    assert_one_line(run("ask", "a", "Who?", "--also", "c", "--model", model), "must be of one carrier")
+    assert_one_line(run("ask", "a", "Who?", "--also", "none", "--model", model), "none")

@@ -112,8 +112,9 @@ def test_prompts_of_different_kinds_are_no_row():
     ]:
         with pytest.raises(ValueError, match=f"must be of one carrier and one kind of positions; these are .*{words}"):
             concatenate([of(one), of(two)])
-    with pytest.raises(ValueError, match="must be of one carrier"):
-        concatenate([of("kv, logical"), replace(of("kv, logical"), offset=8)])
+    for offsets in ((3, 8, 5), (8, 3, 5)):
+        row = concatenate([replace(of("kv, logical"), offset=offset) for offset in offsets])
+        assert row.offset == row.start == 8 and row.length == 6, "behind the longest context"
     alone = of("in rows")
     assert concatenate([alone]) is alone
 
