@@ -11,7 +11,7 @@ import numpy as np
 import weights_loader
 from minicompress.arrays import device_module, to_host
 from minicompress.compression.problem import Model, check_positions, place
-from minicompress.compression.queries import read_text
+from minicompress.compression.texts import read_text
 from minicompress.gpt2 import Config
 from minicompress.prompts.layout import kv_from_flat
 from minicompress.prompts.low_rank_weights import LowRankWeights

@@ -18,6 +18,7 @@ from minicompress.compression.run import FILE
 from minicompress.compression.segments import METHODS
 from minicompress.compression.select import SELECTORS
 from minicompress.compression.sources import ANSWERS, SOURCES
+from minicompress.compression.texts import read_pieces
 from minicompress.evaluation.baselines import summary
 from minicompress.prompts.carriers import DOORS, POSITIONS
 from minicompress.prompts.low_rank_weights import LORA
@@ -171,7 +172,7 @@ def compress(
               resume)  # fmt: skip
     if many:
         return tell_many(compress_many(job, context, out, threads), out, as_json)
-    text = commands.read_text(context)
+    text = read_pieces(context) if compressor else commands.read_text(context)
     with Shards(threads) as shards:
         tell(job.make(job.open(), text, out, shards), as_json)
 

@@ -1,8 +1,9 @@
 """One context becomes a soft prompt: by the gradient, by a trained compressor, in closed form, or by selection."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,10 +18,11 @@ from minicompress.compression.matching import attention_matching, repeat_prefill
 from minicompress.compression.problem import QUERY_TOKENS, Model, Problem, Recipe, check_positions, place
 from minicompress.compression.run import Run
 from minicompress.compression.select import SELECTORS
+from minicompress.compression.texts import Stream
 from minicompress.evaluation.baselines import evaluate, trained_prefixes
-from minicompress.prompts.soft_prompt import text_hash
 from minicompress.training.shards import Shards
 
+STEP = 256  # tokens, from one word of progress to the next
 MATCHING, REFERENCES = "attention-matching", ("queries", "repeat-prefill")
 
 
@@ -57,19 +59,23 @@ class Job:
             raise ValueError(f"{words}; --producer is {self.producer}")
         return Opened(student, teacher, trained)
 
-    def make(self, opened: "Opened", text: str, out: Path, shards: Shards, asked: Any = None) -> dict:
-        """Writes the prompt's file -> its facts, and the table where there can be one; asked: else `evaluate_on`."""
+    def make(self, opened: "Opened", text: str | Iterable[str], out: Path, shards: Shards, asked: Any = None) -> dict:
+        """Writes the prompt's file -> its facts, and the table where there can be one; asked: else `evaluate_on`.
+
+        text: a compressor takes its pieces as well, as they come.
+        """
         given = self.queries, asked or self.evaluate_on, shards, self.cache
         if self.trained:
             return by_gradient(self, opened, text, out, given)
-        pose = lambda **fits: Problem(opened.student, opened.teacher, text, replace(self.recipe, **fits), *given)
+        stream = Stream(text, opened.student.tokenizer, opened.student.pair[1].n_positions)
+        pose = lambda **fits: Problem(opened.student, opened.teacher, stream.text, replace(self.recipe, **fits), *given)
         if opened.trained:
             way = by_compressor(*opened.trained, self.slots)
         elif self.producer == MATCHING:
             way = by_matching(pose, self.recipe.slots, **dict(self.matching))
         else:
             way = by_selection(str(self.producer), self.recipe.slots, opened.student, self.recipe.seed)
-        return compress_once(way, opened.student, text, out, pose)
+        return compress_once(way, opened.student, stream, out, pose)
 
 
 class Opened(NamedTuple):
@@ -80,7 +86,7 @@ class Opened(NamedTuple):
     trained: tuple[Compressor, Model] | None = None
 
 
-def by_gradient(job: Job, opened: Opened, text: str, out: Path, given: tuple) -> dict:
+def by_gradient(job: Job, opened: Opened, text: Any, out: Path, given: tuple) -> dict:
     """Trains, from OUT.checkpoint on where that is wanted, and evaluates."""
     checkpoint = out.with_name(out.name + ".checkpoint")
     with aside.status("the teacher reads" if job.queries else "the teacher reads the context and writes questions"):
@@ -125,7 +131,10 @@ def train_controls(run: Run, other: str) -> dict:
 
 
 class Way(NamedTuple):
-    """How a context is compressed where nothing is trained: make(ids) gives a SoftPrompt for the model `reader`."""
+    """How a context is compressed where nothing is trained.
+
+    make(ids) gives a SoftPrompt for the model `reader`, of token ids that come one by one.
+    """
 
     make: Callable
     reader: Model
@@ -136,13 +145,24 @@ class Way(NamedTuple):
 def by_compressor(compressor: Compressor, reader: Model, slots: int | None) -> Way:
     """By a compressor that `train-compressor` made."""
     recipe = {"producer": compressor.kind, "segment": compressor.segment}
-    return Way(lambda ids: compressor.compress(reader.pair, ids, slots), reader, recipe)
+    return Way(lambda ids: compressor.compress(reader.pair, counted(ids), slots), reader, recipe)
+
+
+def counted(ids: Iterable[int]) -> Iterator[int]:
+    """The same ids; of more than a few it is shown how many have passed, since nobody knows how many will."""
+    ids = iter(ids)
+    yield from islice(ids, STEP)
+    with bar() as progress:
+        task = progress.add_task("tokens", total=None, loss="")
+        while some := list(islice(ids, STEP)):
+            yield from some
+            progress.advance(task, STEP)
 
 
 def by_selection(name: str, slots: int, model: Model, seed: int) -> Way:
     """By one of SELECTORS."""
     rng = np.random.default_rng(seed)
-    return Way(lambda ids: SELECTORS[name](model.pair, ids, slots, rng), model, {"producer": name, "seed": seed})
+    return Way(lambda ids: SELECTORS[name](model.pair, list(ids), slots, rng), model, {"producer": name, "seed": seed})
 
 
 def by_matching(
@@ -153,29 +173,28 @@ def by_matching(
         problem = pose()
     pair, rows = problem.model.pair, [query.ids for query in problem.train]
     rows = repeat_prefill(problem.ids, pair[1]) if reference == "repeat-prefill" else rows
-    make = lambda ids: attention_matching(pair, ids, slots, rows, choose, budget=budget)
+    make = lambda ids: attention_matching(pair, list(ids), slots, rows, choose, budget=budget)
     recipe = {"producer": MATCHING, "choose": choose, "budget": budget, "reference": reference, "queries": len(rows)}
     return Way(make, problem.model, recipe, problem)
 
 
-def compress_once(way: Way, model: Model, text: str, out: Path, pose: Callable) -> dict:
-    """The text in one of these ways -> a prompt's file; its facts, and the table where there can be one.
+def compress_once(way: Way, model: Model, stream: Stream, out: Path, pose: Callable) -> dict:
+    """A text in one of these ways -> a prompt's file; its facts, and the table where there can be one.
 
     pose(slots=…, positions=…) gives the Problem that it is judged by. There is no table of a context that no teacher
     can read.
     """
-    began, ids = time.perf_counter(), model.tokenizer.encode(text).ids
-    made = way.make(ids)
-    seconds = time.perf_counter() - began
-    said = {"model": way.reader.hash, "context": text_hash(text), "context_tokens": len(ids), "recipe": way.recipe}
+    began, made = time.perf_counter(), way.make(stream.ids())
+    seconds, count = time.perf_counter() - began, stream.count
+    said = {"model": way.reader.hash, "context": stream.hash, "context_tokens": count, "recipe": way.recipe}
     made = replace(made, slots=to_host(made.slots), provenance=said)
     made.check_model(way.reader.pair[1], str(out))
     made.save(out)
-    facts = {"out": str(out), "producer": way.recipe["producer"], "context_tokens": len(ids), "slots": made.length,
+    facts = {"out": str(out), "producer": way.recipe["producer"], "context_tokens": count, "slots": made.length,
              "seconds": seconds}  # fmt: skip
     room = model.pair[1].n_positions
-    if len(ids) + QUERY_TOKENS > room:
-        aside.print(f"no table: n_positions is {room:,}, so no teacher can read {len(ids):,} tokens and a query")
+    if count + QUERY_TOKENS > room:
+        aside.print(f"no table: n_positions is {room:,}, so no teacher can read {count:,} tokens and a query")
         return facts
     with aside.status("the teacher reads the context; evaluating on the held-out queries"):
         problem = way.problem or pose(slots=made.length, positions=made.positions)

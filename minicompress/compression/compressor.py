@@ -84,12 +84,12 @@ class Compressor:
         return SoftPrompt(state, "kv", "logical", offset, provenance=self.provenance | {"segments": count})
 
     def compress(self, pair, ids, slots=None):
-        """The SoftPrompt of a whole context. Raises ValueError where there is no token, or more slots than it has."""
+        """The SoftPrompt after the last segment. Raises ValueError for no token, or more slots than it has."""
         if slots is not None and not 1 <= slots <= self.slots:
             raise ValueError(f"the compressor leaves 1 to {self.slots} slots a segment, not {slots}")
-        if not ids:
+        if not (last := deque(self.stream(pair, ids, slots), maxlen=1)):
             raise ValueError("the context has no token")
-        return deque(self.stream(pair, ids, slots), maxlen=1).pop()
+        return last.pop()
 
     def save(self, path):
         """One safetensors file of slots and thin matrices; where all weights were trained, they are a model's files."""

@@ -1,13 +1,12 @@
 """What the compressed context will be asked: inputs z with answers y, as rows of tokens."""
 
 import json
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from minicompress.arrays import pad_rows
+from minicompress.compression.texts import read_text
 from minicompress.gpt2.generate import generate
 
 START = "Q:"
@@ -85,22 +84,6 @@ def read_queries(lines, name):
     if not found:
         raise ValueError(f"{name} holds no query")
     return found
-
-
-def read_text(path):
-    """A user's text file, or standard input for the text `-`. Raises ValueError where there is no text in it."""
-    try:
-        text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
-        text.encode()  # where the locale is not UTF-8, standard input arrives with halves of surrogate pairs
-    except UnicodeEncodeError as reason:
-        raise ValueError(f"{path} is not UTF-8 text (at character {reason.start})") from None
-    except UnicodeDecodeError as reason:
-        raise ValueError(f"{path} is not UTF-8 text ({reason.reason} at byte {reason.start})") from None
-    except OSError as reason:
-        raise ValueError(f"{path}: {reason.strerror}") from None
-    if not text.strip():
-        raise ValueError(f"{path} is empty; some text is needed")
-    return text
 
 
 def file_queries(teacher, context_prefix, path, rng=None):

@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 
-from minicompress.compression.queries import read_text
+from minicompress.compression.texts import read_text
 from minicompress.prompts.template import SURROGATE
 
 FORM = '{"text": "…", "label": "…"} or {"input": "…", "output": "…"}'

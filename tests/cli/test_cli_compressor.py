@@ -1,5 +1,6 @@
 """`train-compressor` and `compress --compressor` as a user types them; a context as low-rank weights; their mistakes."""
 
+import io
 import json
 
 import numpy as np
@@ -218,3 +219,24 @@ def test_low_rank_weights_resumed_end_at_the_same_bits(run, here, quick, monkeyp
     assert run("compress", "context.txt", *quick, "--carrier", "lora", "--resume", "--out", "parts.safetensors")[0] == 0
     whole, parts = (flatten(LowRankWeights.load(f"{name}.safetensors").low) for name in ("whole", "parts"))
     assert all(np.array_equal(whole[name], parts[name]) for name in whole)
+
+
+@pytest.mark.parametrize("kind", ["rmt", "autocompressor"])
+def test_a_stream_is_read_as_it_comes(kind, train, run, data, model, monkeypatch):
+    """From standard input, longer than any window, in pieces: to the bits of the whole file."""
+    from minicompress.compression import texts
+
+    train(kind)
+    text = "Tom has a red dog. " * 100
+    (data / "long.txt").write_text(text)
+    arguments = ["--model", model, "--compressor", kind, "--slots", 1]
+    told = run("compress", "long.txt", *arguments, "--out", "p.safetensors", "--json")
+    assert told[0] == 0, told[2]
+    monkeypatch.setattr(texts.read_pieces, "__defaults__", (64,))
+    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+    streamed = run("compress", "-", *arguments, "--out", "q.safetensors", "--json")
+    assert streamed[0] == 0, streamed[2]
+    one, other = SoftPrompt.load("p.safetensors"), SoftPrompt.load("q.safetensors")
+    assert one.slots.tobytes() == other.slots.tobytes() and one.provenance == other.provenance
+    monkeypatch.setattr("sys.stdin", io.StringIO(" \n"))
+    assert_one_line(run("compress", "-", *arguments, "--out", "r.safetensors"), "- is empty")
