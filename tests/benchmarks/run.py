@@ -20,9 +20,11 @@ import platform
 import sys
 
 import compression_step
+import compressor_step
 import generation
 import imports
 import lstm_step
+import matching_solve
 import mixed_batch
 import prefix_step
 import prompt_step
@@ -32,8 +34,8 @@ import trace_and_diff
 import training_step
 
 MODULES = (
-    prompt_step, prefix_step, lstm_step, mixed_batch, compression_step, teacher_reading, training_step,
-    trace_and_diff, imports,
+    prompt_step, prefix_step, lstm_step, mixed_batch, compression_step, compressor_step, matching_solve, teacher_reading,
+    training_step, trace_and_diff, imports,
 )  # fmt: skip
 BENCHMARKS = {b.name: b for b in [*(module.BENCHMARK for module in MODULES), *generation.BENCHMARKS]}
 

@@ -170,3 +170,10 @@ def received_evenly(T):
     """What each token receives of T queries that share their attention evenly: in all, and of each that sees it."""
     received = [sum(1 / (t + 1) for t in range(j, T)) for j in range(T)]
     return received, [total / (T - j) for j, total in enumerate(received)]
+
+
+def of_a_long_context(L, C, positions, segment, K, itemsize=4, piece=64):
+    """Bytes of a token's keys and values; the length at which attention costs as much as the weights; an
+    autocompressor's longest context.
+    """
+    return 2 * L * C * itemsize, 12 * C - piece, (positions - segment) // K * segment
