@@ -105,7 +105,9 @@ def compress(
     lr: Annotated[float | None, typer.Option(help="Adam's learning rate; default: 0.03, of lora 0.003")] = None,
     rows: Annotated[int, typer.Option(help="queries a step")] = 32,
     seed: Annotated[int, typer.Option(help="of everything drawn at random")] = 0,
-    baselines: Annotated[str, typer.Option(help="cheap, or all: train two controls as well")] = "cheap",
+    baselines: Annotated[
+        str, typer.Option(help="cheap; selected: a row for each selector, too; all: and two trained controls")
+    ] = "cheap",
     other: Annotated[Path | None, typer.Option(help="the different context of --baselines all")] = None,
     threads: Annotated[
         int | None, typer.Option(help="over which rows, or many contexts, are spread; default: all cores")
@@ -132,7 +134,7 @@ def compress(
         commands.check_choice("--answers", answers, *ANSWERS)
     terms = {term.name for term in read_loss(loss)}
     read_places(places)
-    commands.check_choice("--baselines", baselines, "cheap", "all")
+    commands.check_choice("--baselines", baselines, "cheap", "selected", "all")
     commands.check_at_least(0, steps=steps, seed=seed)
     commands.check_at_least(1, slots=slots, rows=rows, threads=threads, top_k=top_k, chunk=chunk, refresh=refresh)
     commands.check_at_least(2, self_study=self_study)
@@ -168,8 +170,8 @@ def compress(
                     refresh, places, offset, any_prefix, freeze_first)  # fmt: skip
     other_text = commands.read_text(other or OTHER_CONTEXT) if baselines == "all" else None
     asked = tuple((name, given) for name, given, _ in of_matching if given)
-    job = Job(recipe, producer, slots, asked, model, teacher, compressor, file, evaluate_on, cache, other_text, device,
-              resume)  # fmt: skip
+    job = Job(recipe, producer, slots, asked, model, teacher, compressor, file, evaluate_on, cache, other_text,
+              baselines != "cheap", device, resume)  # fmt: skip
     if many:
         return tell_many(compress_many(job, context, out, threads), out, as_json)
     text = read_pieces(context) if compressor else commands.read_text(context)

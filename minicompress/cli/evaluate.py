@@ -11,7 +11,7 @@ from minicompress import commands
 from minicompress.cli.common import Device, Json, ModelDir, app, aside, show
 from minicompress.compression.problem import Problem, Recipe
 from minicompress.evaluation.baselines import evaluate as evaluated
-from minicompress.evaluation.baselines import summary
+from minicompress.evaluation.baselines import selected, summary
 from minicompress.report.table import evaluation_table
 from minicompress.training.shards import Shards
 
@@ -26,11 +26,13 @@ def evaluate(
     teacher: Annotated[Path | None, typer.Option(help="who reads the context; default: the model itself")] = None,
     self_study: Annotated[int, typer.Option(help="question-and-answer lines that the teacher writes")] = 192,
     seed: Annotated[int, typer.Option(help="of everything drawn at random")] = 0,
+    baselines: Annotated[str, typer.Option(help="cheap, or selected: a row for each selector too")] = "cheap",
     threads: Annotated[int | None, typer.Option(help="over which rows are spread; default: all cores")] = None,
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
     """Put a PROMPT into the table of what else could have stood before the same questions."""
+    commands.check_choice("--baselines", baselines, "cheap", "selected")
     commands.check_at_least(0, seed=seed)
     commands.check_at_least(1, slots=slots, threads=threads)
     commands.check_at_least(2, self_study=self_study)
@@ -46,7 +48,8 @@ def evaluate(
     recipe = replace(recipe, positions=made.positions) if made.length else recipe
     with Shards(threads) as shards, aside.status("the teacher reads the context, and what is asked of it"):
         asked = Problem(opened, reads, text, recipe, None, queries, shards)
-        result = evaluated(asked, made={"sigma": made}, reader=reader.pair)
+        extra = selected(asked) if baselines == "selected" else None
+        result = evaluated(asked, extra, made={"sigma": made}, reader=reader.pair)
     result |= summary(result)
     if not as_json:
         Console().print(evaluation_table(result | {"producer": "the prompt"}))

@@ -66,8 +66,9 @@ def facts_of(job: Job, opened: Opened) -> dict:
     hashes |= {name: text_hash(commands.read_text(path)) for name, path in asked.items() if path}
     if opened.trained and job.compressor:
         hashes |= {"reader": opened.trained[1].hash, "compressor": bytes_hash((job.compressor / FILE).read_bytes())}
-    said = {"recipe": asdict(job.recipe), "producer": job.producer, "slots": job.slots, "matching": job.matching}
-    return json.loads(json.dumps(said | {"other": job.other, "hashes": hashes}))  # as it will be read again
+    said = {name: getattr(job, name) for name in ("producer", "slots", "matching", "other", "selected")}
+    said |= {"recipe": asdict(job.recipe), "hashes": hashes}
+    return json.loads(json.dumps(said))  # as it will be read again
 
 
 class Worker:

@@ -19,7 +19,7 @@ from minicompress.compression.problem import QUERY_TOKENS, Model, Problem, Recip
 from minicompress.compression.run import Run
 from minicompress.compression.select import SELECTORS
 from minicompress.compression.texts import Stream
-from minicompress.evaluation.baselines import evaluate, trained_prefixes
+from minicompress.evaluation.baselines import evaluate, selected, trained_prefixes
 from minicompress.training.shards import Shards
 
 STEP = 256  # tokens, from one word of progress to the next
@@ -41,6 +41,7 @@ class Job:
     evaluate_on: Path | None = None
     cache: Path | None = None
     other: str | None = None  # the text of a control
+    selected: bool = False  # whether the table has a row for each selector
     device: str = "cpu"
     resume: bool = False
 
@@ -75,7 +76,7 @@ class Job:
             way = by_matching(pose, self.recipe.slots, **dict(self.matching))
         else:
             way = by_selection(str(self.producer), self.recipe.slots, opened.student, self.recipe.seed)
-        return compress_once(way, opened.student, stream, out, pose)
+        return compress_once(way, opened.student, stream, out, pose, self.selected)
 
 
 class Opened(NamedTuple):
@@ -97,7 +98,7 @@ def by_gradient(job: Job, opened: Opened, text: Any, out: Path, given: tuple) ->
     train(run, checkpoint)
     run.prompt().save(out)
     checkpoint.unlink(missing_ok=True)
-    extra = train_controls(run, job.other) if job.other else None
+    extra = (selected(run) if job.selected else {}) | (train_controls(run, job.other) if job.other else {})
     with aside.status("evaluating on the held-out queries"):
         result = evaluate(run, extra)
     steps = run.recipe.steps
@@ -178,11 +179,11 @@ def by_matching(
     return Way(make, problem.model, recipe, problem)
 
 
-def compress_once(way: Way, model: Model, stream: Stream, out: Path, pose: Callable) -> dict:
+def compress_once(way: Way, model: Model, stream: Stream, out: Path, pose: Callable, rows: bool = False) -> dict:
     """A text in one of these ways -> a prompt's file; its facts, and the table where there can be one.
 
-    pose(slots=…, positions=…) gives the Problem that it is judged by. There is no table of a context that no teacher
-    can read.
+    pose(slots=…, positions=…) gives the Problem that it is judged by; rows: whether beside all selectors. There is no
+    table of a context that no teacher can read.
     """
     began, made = time.perf_counter(), way.make(stream.ids())
     seconds, count = time.perf_counter() - began, stream.count
@@ -200,4 +201,5 @@ def compress_once(way: Way, model: Model, stream: Stream, out: Path, pose: Calla
         problem = way.problem or pose(slots=made.length, positions=made.positions)
         problem.seconds = seconds
         made = replace(made, slots=place(made.slots, model.wte))
-        return facts | evaluate(problem, made={"sigma": made}, reader=way.reader.pair)
+        extra = selected(problem) if rows else None
+        return facts | evaluate(problem, extra, made={"sigma": made}, reader=way.reader.pair)

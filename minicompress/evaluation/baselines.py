@@ -8,6 +8,7 @@ import numpy as np
 from minicompress.arrays import to_host
 from minicompress.compression.queries import pad
 from minicompress.compression.run import Run, initial_slots
+from minicompress.compression.select import SELECTORS
 from minicompress.compression.teacher import Teacher
 from minicompress.evaluation.metrics import gap_closed, score
 from minicompress.gpt2.prefix import Prefix, predictors, read_tokens
@@ -24,6 +25,13 @@ def prefixes(problem, made=None, reader=None):
     rows = {"none": Prefix()} | {name: read_tokens(*pair, some) for name, some in read.items()}
     reader, made = reader or problem.reader, made or problem.made()
     return rows | {name: prompt.prefix(*reader) for name, prompt in made.items()}
+
+
+def selected(problem):
+    """{name: prefix} of what each selector leaves of the context in as many slots; {} where it has fewer tokens."""
+    pair, ids, k, seed = problem.model.pair, problem.ids, problem.recipe.slots, problem.recipe.seed
+    rows = {} if k > len(ids) else {name: f for name, f in SELECTORS.items() if name not in ("first", "last")}
+    return {name: f(pair, ids, k, np.random.default_rng(seed)).prefix(*pair) for name, f in rows.items()}
 
 
 def trained_prefixes(run, other_text, progress=None):

@@ -5,9 +5,11 @@ import json
 import numpy as np
 import pytest
 from safetensors import safe_open
+from test_cli_mistakes import assert_one_line
 
 import weights_loader
 from minicompress.cli.common import show
+from minicompress.compression.select import SELECTORS
 from minicompress.prompts.soft_prompt import SoftPrompt
 
 PROMISED = {"slots", "context_tokens", "kl_none", "kl_init", "kl_sigma", "gap_closed", "gap_closed_interval",
@@ -79,7 +81,23 @@ def test_self_study_needs_no_queries(run, here, model):
 def test_all_baselines(run, here, quick):
     code, out, _ = run("compress", "context.txt", *quick, "--baselines", "all", "--other", "context.txt", "--json",
                        "--out", "p.safetensors")  # fmt: skip
-    assert code == 0 and json.loads(out)["rows"].keys() >= {"other", "queries", "first", "last"}
+    assert code == 0 and json.loads(out)["rows"].keys() >= {"other", "queries", "first", "last", *SELECTORS}
+
+
+@pytest.mark.parametrize("producer", [["--steps", 2], ["--producer", "random"]], ids=["gradient", "random"])
+def test_the_selectors_as_rows_of_the_table(producer, run, here, quick):
+    """Each as it comes out where it is the producer itself."""
+    code, out, err = run("compress", "context.txt", *quick, *producer, "--baselines", "selected", "--json", "--out", "p")
+    assert code == 0, err
+    rows = json.loads(out)["rows"]
+    assert {*SELECTORS} <= rows.keys() and not {"other", "queries"} & rows.keys()
+    for name in ("h2o", "random", "pooled-embeddings", "first-last"):
+        alone = json.loads(run("compress", "context.txt", *quick, "--producer", name, "--json", "--out", "q")[1])
+        assert alone["rows"]["sigma"] == rows[name]
+    again = run("evaluate", "p", "--context", "context.txt", "--queries", "queries.jsonl", "--model", quick[1], "--slots", 3,
+                "--baselines", "selected", "--json")  # fmt: skip
+    assert {*SELECTORS} <= json.loads(again[1])["rows"].keys()
+    assert_one_line(run("evaluate", "p", "--context", "context.txt", "--baselines", "all"), "--baselines is 'all'")
 
 
 def test_the_table_for_people(run, here, quick):

@@ -43,8 +43,9 @@ def test_the_title_tells_how_many_queries_and_in_what_unit():
 def test_each_row_stands_under_its_own_name_in_a_fixed_order():
     rows = {name: ROW | {"positions": i} for i, name in enumerate(NAMES)}
     lines = rendered(dict(reversed(rows.items())), slots=12)
-    labels = ["full context", "no context", "first 12 tokens", "last 12 tokens", "slots, untrained", "slots, trained",
-              "other text's slots", "slots, answers only"]  # fmt: skip
+    labels = ["full context", "no context", "first 12 tokens", "last 12 tokens", "first and last, 12", "random 12 tokens",
+              "least guessed 12", "mean embeddings", "mean keys, values", "H2O, 12 a head", "SnapKV, 12 a head",
+              "slots, untrained", "slots, trained", "other text's slots", "slots, answers only"]  # fmt: skip
     numbers = [line_of(label, lines) for label in labels]
     assert numbers == [line for line in lines if line in numbers]
     for i, (label, line) in enumerate(zip(labels, numbers, strict=True)):
