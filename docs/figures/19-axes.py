@@ -21,17 +21,23 @@ WAYS = {  # as published; ours where nobody has published it
 }
 PALETTE = ["#cfe0f3", "#fbe0bd", "#d6ecc4", "#f4cccc", "#e4d7ee", "#fff2b8", "#d9d9d9", "#c9eae6", "#f7d6e6"]
 
-figure, axes = plt.subplots(figsize=(8.4, 4.3))
-axes.set_axis_off()
-axes.set_xlim(-1.95, len(AXES))
-axes.set_ylim(len(WAYS), -1)
-for column, name in enumerate(AXES):
-    axes.text(column + 0.5, -0.4, f"{column + 1}. {name}", ha="center", va="center", weight="bold", fontsize=8)
-    kinds = list(dict.fromkeys(way[column] for way in WAYS.values()))
-    for row, way in enumerate(WAYS.values()):
-        colour = PALETTE[kinds.index(way[column]) % len(PALETTE)]
-        axes.add_patch(plt.Rectangle((column + 0.02, row + 0.05), 0.96, 0.9, color=colour))
-        axes.text(column + 0.5, row + 0.5, way[column], ha="center", va="center", fontsize=7.5)
-for row, name in enumerate(WAYS):
-    axes.text(-0.06, row + 0.5, name, ha="right", va="center", fontsize=8)
-save(figure, __file__)
+
+def main():
+    figure, axes = plt.subplots(figsize=(8.4, 4.3))
+    axes.set_axis_off()
+    axes.set_xlim(-1.95, len(AXES))
+    axes.set_ylim(len(WAYS), -1)
+    for column, name in enumerate(AXES):
+        axes.text(column + 0.5, -0.4, f"{column + 1}. {name}", ha="center", va="center", weight="bold", fontsize=8)
+        kinds = list(dict.fromkeys(way[column] for way in WAYS.values()))
+        for row, way in enumerate(WAYS.values()):
+            colour = PALETTE[kinds.index(way[column]) % len(PALETTE)]
+            axes.add_patch(plt.Rectangle((column + 0.02, row + 0.05), 0.96, 0.9, color=colour))
+            axes.text(column + 0.5, row + 0.5, way[column], ha="center", va="center", fontsize=7.5)
+    for row, name in enumerate(WAYS):
+        axes.text(-0.06, row + 0.5, name, ha="right", va="center", fontsize=8)
+    save(figure, __file__)
+
+
+if __name__ == "__main__":
+    main()

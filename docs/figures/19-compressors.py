@@ -1,14 +1,33 @@
-"""What trained compressors keep of held-out notes and of a stream, as examples/embedded_model/compressors.py found it."""
+"""What trained compressors keep of held-out notes and of a stream: kept by examples/embedded_model/compressors.py."""
 
 import json
 
 import numpy as np
-from common import BLUE, FIGURES, GREY, ORANGE, plt, save
+from common import BLUE, FIGURES, GREEN, GREY, ORANGE, RED, plt, save
 
 RESULTS = FIGURES.parents[1] / "examples/results/compressors.jsonl"
 LINES = [json.loads(line) for line in RESULTS.read_text().splitlines()]
 SIZES = [1, 2, 4, 8, 16, 32]
-COLOURS = {"gist": BLUE, "autocompressor": ORANGE}
+KINDS = {  # label: producer, tokens of a segment, colour, line
+    "gist, one segment": ("gist", 192, BLUE, "s:"),
+    "gist": ("gist", 32, BLUE, "o-"),
+    "icae": ("icae", 32, GREEN, "o-"),
+    "500x": ("500x", 32, RED, "o-"),
+    "autocompressor": ("autocompressor", 32, ORANGE, "o-"),
+    "rmt": ("rmt", 32, ORANGE, "s:"),
+    "ccm": ("ccm", 32, "#75507b", "o-"),
+    "ccm-mean": ("ccm-mean", 32, "#75507b", "s:"),
+}
+
+
+def of_kind(label, key):
+    """The lines of one compressor that have a certain key: `per_segment`, on contexts; `passed`, in the stream."""
+    producer, segment, *_ = KINDS[label]
+    return [line for line in LINES if (line["producer"], line["segment"]) == (producer, segment) and key in line]
+
+
+def of_size(label, size):
+    return [line for line in of_kind(label, "per_segment") if line["per_segment"] == size]
 
 
 def gap(lines, name):
@@ -16,46 +35,59 @@ def gap(lines, name):
     return 100 * (1 - np.mean([line[name]["kl"] for line in lines]) / np.mean([line["none"]["kl"] for line in lines]))
 
 
-def of_size(producer, size):
-    return [line for line in LINES if line["producer"] == producer and line.get("per_segment") == size]
+def recall(lines, name="sigma"):
+    return 100 * np.mean([line[name]["recall"] for line in lines])
 
 
-def over_sizes(producer, name):
-    """(mean number of slots in all, gap closed) for each number of slots a segment."""
+def over_sizes(label, value):
+    """(mean number of slots in all, value of the lines) for each number of slots a segment."""
     for size in SIZES:
-        if chosen := of_size(producer, size):
-            yield float(np.mean([line["slots"] for line in chosen])), gap(chosen, name)
+        if chosen := of_size(label, size):
+            yield float(np.mean([line["slots"] for line in chosen])), value(chosen)
 
 
-def row(producer, size):
+def row(label, size):
     """The page's line for so many slots a segment: slots in all, gap, recall, and the gap of as many plain tokens."""
-    chosen = of_size(producer, size)
-    slots, recall = np.mean([line["slots"] for line in chosen]), np.mean([line["sigma"]["recall"] for line in chosen])
-    first, last = (gap(chosen, name) for name in ("first", "last"))
-    return f"| {size} | {slots:.0f} | {gap(chosen, 'sigma'):.0f}% | {recall:.0%} | {first:.0f}% | {last:.0f}% |"
+    chosen = of_size(label, size)
+    slots, first, last = np.mean([line["slots"] for line in chosen]), gap(chosen, "first"), gap(chosen, "last")
+    return f"| {size} | {slots:.0f} | {gap(chosen, 'sigma'):.0f}% | {recall(chosen):.0f}% | {first:.0f}% | {last:.0f}% |"
 
 
-def over_stream(producer, name):
+def interval(label, size, draws=2000):
+    """The 95% bootstrap interval, over contexts, of the gap closed."""
+    chosen, rng = of_size(label, size), np.random.default_rng(0)
+    kls = np.array([(line["sigma"]["kl"], line["none"]["kl"]) for line in chosen])
+    drawn = kls[rng.integers(len(kls), size=(draws, len(kls)))].mean(1)
+    return tuple(100 * np.quantile(1 - drawn[:, 0] / drawn[:, 1], [0.025, 0.975]))
+
+
+def over_stream(label, name):
     """(notes passed, mean gap over all of them)."""
-    for line in LINES:
-        if line["producer"] == producer and "passed" in line and None not in line[name]:
+    for line in of_kind(label, "passed"):
+        if None not in line[name]:
             yield line["passed"], 100 * (1 - np.mean(line[name]) / np.mean(line["none"]))
 
 
 def main():
-    figure, (left, right) = plt.subplots(1, 2, figsize=(7.4, 2.9))
-    for producer, colour in COLOURS.items():
-        left.plot(*zip(*over_sizes(producer, "sigma"), strict=True), "o-", ms=4, color=colour, label=producer)
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(9.6, 3.4))
+    for label, (*_, colour, style) in KINDS.items():
+        for axes, value in ((left, lambda lines: gap(lines, "sigma")), (middle, recall)):
+            axes.plot(*zip(*over_sizes(label, value), strict=True), style, ms=3, lw=1.2, color=colour, label=label)
+        if stream := list(over_stream(label, "sigma")):
+            right.plot(*zip(*stream, strict=True), style, ms=3, lw=1.2, color=colour)
+    plain = "gist, one segment"
     for name, style in (("first", ":"), ("last", "--")):
-        left.plot(*zip(*over_sizes("gist", name), strict=True), style, color=GREY, label=f"{name} tokens")
-    right.plot(*zip(*over_stream("autocompressor", "sigma"), strict=True), "o-", ms=4, color=ORANGE, label="autocompressor")
-    right.plot(*zip(*over_stream("autocompressor", "last"), strict=True), "--", color=GREY, label="last tokens")
-    left.set(title="gap closed, %: 20 held-out notes", xscale="log", xlabel="slots in all", ylim=(0, 101))
-    left.set(xticks=SIZES, xticklabels=SIZES)
-    left.minorticks_off()
+        left.plot(*zip(*over_sizes(plain, lambda lines, n=name: gap(lines, n)), strict=True), style, color=GREY)
+        of_row = list(over_sizes(plain, lambda lines, n=name: recall(lines, n)))
+        middle.plot(*zip(*of_row, strict=True), style, color=GREY, label=f"{name} tokens")
+    right.plot(*zip(*over_stream("rmt", "last"), strict=True), "--", color=GREY)
+    left.set(title="gap closed, %: 20 held-out notes", ylim=(0, 101))
+    middle.set(title=f"recall, %; of the full notes {recall(of_size(plain, 8), 'full'):.0f}", ylim=(0, 101))
     right.set(title="gap closed, %: a stream", xlabel="notes passed", ylim=(0, 101))
-    for axes in (left, right):
-        axes.legend(loc="lower right", fontsize=7, ncol=2)
+    for axes in (left, middle):
+        axes.set(xscale="log", xlabel="slots in all", xticks=SIZES, xticklabels=SIZES)
+        axes.minorticks_off()
+    figure.legend(*middle.get_legend_handles_labels(), loc="outside lower center", fontsize=7, ncol=5)
     save(figure, __file__)
 
 

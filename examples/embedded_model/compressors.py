@@ -48,7 +48,7 @@ def one_context(model, reader, made, context, sizes, shards):
         row = {"slots": k, "seconds": seconds, "sigma": worth(reader.pair, prompt.prefix(*reader.pair))}
         cuts = {"first": ids[:k], "last": ids[-k:]}
         row |= {name: worth(model.pair, read_tokens(*model.pair, some)) for name, some in cuts.items()}
-        yield {"producer": made.kind, "tokens": len(ids), "per_segment": size, **rows, **row}
+        yield {"producer": made.kind, "segment": made.segment, "tokens": len(ids), "per_segment": size, **rows, **row}
 
 
 def stream(model, reader, made, count, size, shards, rng):
@@ -69,7 +69,7 @@ def stream(model, reader, made, count, size, shards, rng):
             found["none"].append(kl(model.pair, Prefix()))
             found["last"].append(kl(model.pair, read_tokens(*model.pair, ids[-prompt.length :][-400:])))
             found["sigma"].append(kl(reader.pair, prompt.prefix(*reader.pair)) if fits else None)
-        yield {"producer": made.kind, "passed": passed, "tokens": len(ids), "slots": prompt.length, **found}
+        yield {"producer": made.kind, "segment": made.segment, "passed": passed, "tokens": len(ids), "slots": prompt.length, **found}
 
 
 def main():

@@ -164,7 +164,7 @@ def test_what_is_said_of_training_and_of_its_ends(script, figure):  # noqa: F811
     other = figure("19-compressors")
     gaps = dict(other.over_stream("autocompressor", "sigma"))
     assert_quoted(22, f"from {gaps[1]:.0f}% after one note to {gaps[8]:.0f}% after eight and {gaps[24]:.0f}% after 24")
-    gist, auto = (other.of_size(name, 8) for name in ("gist", "autocompressor"))
-    recall = lambda lines: f"{np.mean([line['sigma']['recall'] for line in lines]):.0%}"
+    gist, auto = (other.of_size(name, 8) for name in ("gist, one segment", "autocompressor"))
+    recall = lambda lines: f"{other.recall(lines):.0f}%"
     assert_quoted(22, f"a gist closed {other.gap(gist, 'sigma'):.0f}% of the gap and recalled {recall(gist)}")
     assert_quoted(22, f"autocompressor closed {other.gap(auto, 'sigma'):.0f}% and recalled {recall(auto)}")

@@ -318,19 +318,37 @@ def test_18_tables(figure):
 
 
 def test_19_what_trained_compressors_keep(figure):
-    """Every line of the table, and the stream, are those of the kept run."""
+    """Every line of the table, what is said below it, and the stream, are those of the kept runs."""
     script = figure("19-compressors")
-    assert_quoted(19, *(script.row("gist", size) for size in (1, 4, 8, 32)))
-    assert_quoted(19, *(script.row("autocompressor", size) for size in (1, 2, 4, 8)))
-    full = np.mean([line["full"]["recall"] for line in script.of_size("gist", 8)])
-    gaps = dict(script.over_stream("autocompressor", "sigma"))
-    tokens = next(line["tokens"] for line in script.LINES if line.get("passed") == 24)
-    assert_quoted(19, f"The full notes are recalled at {full:.0%}", f"when {tokens} tokens have passed")
-    assert_quoted(19, f"closed {gaps[1]:.0f}% of the gap after one note, {gaps[8]:.0f}% after eight, {gaps[24]:.0f}% after 24")
-    for producer, sizes in (("gist", script.SIZES), ("autocompressor", (1, 2, 4, 8))):
-        for size in sizes:  # an answer to truncation at every size
-            chosen = script.of_size(producer, size)
-            assert script.gap(chosen, "sigma") > max(script.gap(chosen, name) for name in ("first", "last"))
+    shown = {"gist, one segment": (1, 8, 32), "icae": (4, 8), "rmt": (1, 16), "ccm-mean": (1, 16)}
+    for label in script.KINDS:
+        assert_quoted(19, *(script.row(label, size) for size in shown.get(label, (1, 4, 8))))
+    recall = lambda label, size: f"{script.recall(script.of_size(label, size)):.0f}%"
+    full = script.recall(script.of_size("gist", 8), "full")
+    assert_quoted(19, f"The full notes are recalled at {full:.0f}%", f"recalls {recall('gist, one segment', 32)} however many")
+    assert_quoted(19, f"{recall('gist', 4)} with four, {recall('gist', 8)} with eight", f"recalls {recall('icae', 4)}. An")
+    widths = [high - low for label in script.KINDS for size in (4, 8) for low, high in [script.interval(label, size)]]
+    assert min(widths) / 2 > 1 and max(widths) / 2 < 3, "about two points to either side"
+
+
+def test_19_what_is_left_of_a_stream(figure):
+    script = figure("19-compressors")
+    for label, end in (("500x", 12), ("ccm", 12), ("autocompressor", 24), ("rmt", 24), ("ccm-mean", 24)):
+        gaps = dict(script.over_stream(label, "sigma"))
+        assert_quoted(19, f"{gaps[1]:.0f}% after one note and {gaps[end]:.0f}% after {end} (`{label}`)")
+    tokens, last = script.of_kind("rmt", "passed")[-1]["tokens"], dict(script.over_stream("rmt", "last"))[24]
+    assert_quoted(19, f"By then {tokens} tokens have passed", f"the last ones, keep {last:.0f}%")
+
+
+def test_19_compressors_do_better_than_truncation(figure):
+    """Each at every size, to as many slots; in the stream at every length."""
+    script = figure("19-compressors")
+    for label in script.KINDS:
+        for size in script.SIZES:
+            if chosen := script.of_size(label, size):
+                assert script.gap(chosen, "sigma") > max(script.gap(chosen, name) for name in ("first", "last")), (label, size)
+        last = dict(script.over_stream(label, "last"))
+        assert all(gap > last[passed] for passed, gap in script.over_stream(label, "sigma"))
 
 
 def test_20_what_attention_matching_keeps(figure):
