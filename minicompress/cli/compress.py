@@ -14,7 +14,7 @@ from minicompress.compression.matching import BUDGETS, CHOOSE
 from minicompress.compression.objectives import DIVERGENCES, LOSSES, TOP_K, read_loss
 from minicompress.compression.places import read_places
 from minicompress.compression.problem import Recipe
-from minicompress.compression.run import FILE
+from minicompress.compression.run import PROMPT_FILE
 from minicompress.compression.segments import METHODS
 from minicompress.compression.select import SELECTORS
 from minicompress.compression.sources import ANSWERS, SOURCES
@@ -27,11 +27,15 @@ from minicompress.report.table import cost_line, evaluation_table
 from minicompress.training.shards import Shards
 
 ONCE = (MATCHING, *SELECTORS)  # producers that train nothing
+OF_SLOTS = ("beta", "any_prefix", "freeze_first")
+OF_GRADIENT = (*OF_SLOTS, "carrier", "positions", "init", "loss", "top_k", "temperature", "places", "steps", "lr",
+               "rows", "refresh", "resume", "baselines")  # fmt: skip
 OTHER_CONTEXT = Path(commands.__file__).parent / "report" / "other_context.txt"
 
 
 @app.command()
 def compress(
+    ctx: typer.Context,
     context: Annotated[
         str, typer.Argument(help="a text file, or - for standard input; many: a folder of .txt files, or a .jsonl file")
     ],
@@ -144,18 +148,23 @@ def compress(
     for name, words in (("--init", init), ("--queries", queries), *(("--seed-prompt", s) for s in seed_prompt or ())):
         commands.check_words(name, words)
     trained = not compressor and producer in (None, "gradient")
-    of_slots = {"--beta": beta, "--any-prefix": any_prefix, "--freeze-first": freeze_first}
-    of_gradient = of_slots | {"--carrier": carrier, "--positions": positions, "--resume": resume and not many,
-                              f"--init {init}": init.endswith(FILE), "--baselines all": baselines == "all"}  # fmt: skip
-    if not trained and (idle := [name for name, given in of_gradient.items() if given]):
-        raise ValueError(f"{idle[0]} belongs to slots by gradient; leave it out, or --producer and --compressor")
+    asked = {name for name in ctx.params if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"}
+    asked -= {"resume"} if many else set()
+    asked -= {"baselines"} if baselines != "all" else set()
+    if not trained and (idle := [name for name in OF_GRADIENT if name in asked]):
+        words = "belongs to slots by gradient; leave it out, or --producer and --compressor"
+        raise ValueError(f"--{idle[0].replace('_', '-')} {words}")
+    if not trained and queries == "on-policy":
+        raise ValueError("--queries on-policy are what slots by gradient write while they learn; name another source")
+    if not init.endswith(PROMPT_FILE) and len(init) < 256 and "." in init and Path(init).is_file():
+        raise ValueError(f"--init {init} is a file; one that holds a prompt has a name that ends with {PROMPT_FILE}")
     size, carrier, positions, offset, beta = as_given(init, slots, carrier, positions, beta)
     if other and baselines != "all":
         raise ValueError("--other is the text of a control, which is only trained with --baselines all")
     if carrier == LORA and (positions != "compact" or baselines == "all"):
         raise ValueError("--carrier lora takes no position and trains no controls; leave out --positions, --baselines")
-    if carrier == LORA and (idle := [name for name, given in of_slots.items() if given]):
-        raise ValueError(f"--carrier lora has no slots, to which {idle[0]} belongs; leave out one")
+    if carrier == LORA and (idle := [name for name in OF_SLOTS if name in asked]):
+        raise ValueError(f"--carrier lora has no slots, to which --{idle[0].replace('_', '-')} belongs; leave out one")
     if beta and carrier != "kv":
         raise ValueError(f"--beta is the mass of a key, which --carrier kv has and {carrier} has not")
     if not terms & {*DIVERGENCES} and temperature != 1:
@@ -169,8 +178,8 @@ def compress(
                     positions, beta, top, source, answers, tuple(seed_prompt or ()) or None, chunk, continuation_share,
                     refresh, places, offset, any_prefix, freeze_first)  # fmt: skip
     other_text = commands.read_text(other or OTHER_CONTEXT) if baselines == "all" else None
-    asked = tuple((name, given) for name, given, _ in of_matching if given)
-    job = Job(recipe, producer, slots, asked, model, teacher, compressor, file, evaluate_on, cache, other_text,
+    matching = tuple((name, given) for name, given, _ in of_matching if given)
+    job = Job(recipe, producer, slots, matching, model, teacher, compressor, file, evaluate_on, cache, other_text,
               baselines != "cheap", device, resume)  # fmt: skip
     if many:
         return tell_many(compress_many(job, context, out, threads), out, as_json)
@@ -183,13 +192,13 @@ def as_given(
     init: str, slots: int | None, carrier: str | None, positions: str | None, beta: bool
 ) -> tuple[int, str, str, int | None, bool]:
     """What the options leave open: as the prompt in --init has it, or by default; and the offset of its tokens."""
-    if not init.endswith(FILE):
+    if not init.endswith(PROMPT_FILE):
         return slots or Recipe.slots, carrier or "embeddings", positions or "compact", None, beta
     if carrier == LORA:
         raise ValueError(f"--carrier lora begins as nothing, not as {init}; leave out --init")
     given = SoftPrompt.load(init)
     offset = given.offset if positions in (None, given.positions) else None
-    beta = beta or given.beta is not None
+    beta = beta or (given.beta is not None and carrier in (None, given.carrier))
     return slots or given.length, carrier or given.carrier, positions or given.positions, offset, beta
 
 
@@ -199,4 +208,5 @@ def tell(result: dict, as_json: bool) -> None:
     if "rows" in result and not as_json:
         Console().print(evaluation_table(result))
     made = f"{result['context_tokens']:,} tokens in {result['slots']} slots, {result['seconds']:.2f} s to make"
-    show(result, as_json, (cost_line(result) if "rows" in result else made) + f"\nwritten to {result['out']}")
+    reader = f"; the model that reads it is in {result['reader']}" if "reader" in result else ""
+    show(result, as_json, (cost_line(result) if "rows" in result else made) + f"\nwritten to {result['out']}{reader}")

@@ -30,7 +30,7 @@ def open_compressor(folder: Path, model: Model, device: str) -> tuple[Compressor
     own = (folder / "config.json").exists()
     reader = commands.open_model(folder, device) if own else model
     if not (folder / FILE).exists():
-        raise ValueError(f"{folder} holds no {FILE}; make one with `minicompress train-compressor --out {folder}`")
+        raise ValueError(f"{folder} holds no {FILE}; name a folder that `minicompress train-compressor` made")
     made = Compressor.load(folder / FILE, reader.pair[0])
     if (trained_from := made.provenance.get("model")) != model.hash:
         words = f"was trained from the model {trained_from}; this one is {model.hash}: name it with --model"

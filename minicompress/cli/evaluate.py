@@ -50,7 +50,7 @@ def evaluate(
         asked = Problem(opened, reads, text, recipe, None, queries, shards)
         extra = selected(asked) if baselines == "selected" else None
         result = evaluated(asked, extra, made={"sigma": made}, reader=reader.pair)
-    result |= summary(result)
+    result |= summary(result) | {"seconds": None, "break_even_queries": None}  # who made it, and how long, is not known
     if not as_json:
-        Console().print(evaluation_table(result | {"producer": "the prompt"}))
+        Console().print(evaluation_table(result | {"producer": "the prompt"}, "queries"))
     show(result, as_json, f"{result['context_tokens']:,} tokens; {prompt} takes {made.length} positions")

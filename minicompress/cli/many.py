@@ -18,6 +18,7 @@ from minicompress import commands
 from minicompress.cli.common import aside, bar, finite, show
 from minicompress.cli.compressors import FILE
 from minicompress.cli.produce import Job, Opened
+from minicompress.compression.run import PROMPT_FILE
 from minicompress.compression.training import read_record
 from minicompress.evaluation.baselines import summary
 from minicompress.evaluation.metrics import mean_interval
@@ -51,9 +52,8 @@ def contexts_of(source: str) -> list[Context]:
     if Path(source).is_dir():
         found = [Context(path.stem, path) for path in sorted(Path(source).glob("*.txt"))]
     else:
-        lines = commands.read_text(source).split("\n")
-        wide = len(str(len(lines)))
-        found = [Context(f"line-{n:0{wide}}", line) for n, line in enumerate(lines, 1) if line.strip()]
+        lines = enumerate(commands.read_text(source).split("\n"), 1)
+        found = [Context(f"line-{number:06}", line) for number, line in lines if line.strip()]
     if not found:
         raise ValueError(f"{source} holds no .txt file; name a folder of texts, or a .jsonl file with one in each line")
     return found
@@ -66,6 +66,8 @@ def facts_of(job: Job, opened: Opened) -> dict:
     hashes |= {name: text_hash(commands.read_text(path)) for name, path in asked.items() if path}
     if opened.trained and job.compressor:
         hashes |= {"reader": opened.trained[1].hash, "compressor": bytes_hash((job.compressor / FILE).read_bytes())}
+    if (init := Path(job.recipe.init)).suffix == PROMPT_FILE:
+        hashes |= {"init": bytes_hash(init.read_bytes())}
     said = {name: getattr(job, name) for name in ("producer", "slots", "matching", "other", "selected")}
     said |= {"recipe": asdict(job.recipe), "hashes": hashes}
     return json.loads(json.dumps(said))  # as it will be read again
@@ -78,7 +80,7 @@ class Worker:
     stopped = False
 
 
-def begin() -> None:
+def begin_worker() -> None:
     """Of a process: one core for its products, no word on the terminal; between two contexts Ctrl-C is the parent's."""
     threadpool_limits(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -94,7 +96,7 @@ def work(job: Job, facts: dict, context: Context, out: Path) -> dict:
         text, asked = context.read()
         own = text_hash(text + (asked.read_text(encoding="utf-8") if isinstance(asked, Path) else json.dumps(asked)))
         told = out / f"{context.name}.json"
-        if job.resume and (known := kept(told)) and known["job"] == facts and known["context"] == own:
+        if job.resume and (known := finished(told)) and known["job"] == facts and known["context"] == own:
             return known
         Worker.opened = Worker.opened or job.open()
         prompt = out / f"{context.name}.safetensors"
@@ -113,7 +115,7 @@ def work(job: Job, facts: dict, context: Context, out: Path) -> dict:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def kept(path: Path) -> dict | None:
+def finished(path: Path) -> dict | None:
     """What an earlier run wrote of a context, if its prompt is there as well."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -131,10 +133,10 @@ def compress_many(job: Job, source: str, out: Path, workers: int | None) -> list
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file; many contexts need a folder")
     out.mkdir(parents=True, exist_ok=True)
-    if not job.resume and any(kept(out / f"{context.name}.json") for context in contexts):
-        aside.print(f"what {out} holds will be overwritten; --resume would have kept what is done")
+    if not job.resume and any(finished(out / f"{context.name}.json") for context in contexts):
+        aside.print(f"what {out} holds will be overwritten; --resume would have kept what these options made")
     most = 1 if job.device != "cpu" else workers or available_cores()
-    pool = ProcessPoolExecutor(min(most, len(contexts)), get_context("spawn"), begin)
+    pool = ProcessPoolExecutor(min(most, len(contexts)), get_context("spawn"), begin_worker)
     found: dict[str, dict] = {}
     with pool, bar() as progress:
         task = progress.add_task("contexts", total=len(contexts), loss="")

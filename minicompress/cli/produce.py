@@ -13,11 +13,13 @@ from minicompress import commands
 from minicompress.arrays import to_host
 from minicompress.cli.common import aside, bar, take_up
 from minicompress.cli.compressors import open_compressor
+from minicompress.compression.cache import DECIDES
 from minicompress.compression.compressor import Compressor
 from minicompress.compression.matching import attention_matching, repeat_prefill
 from minicompress.compression.problem import QUERY_TOKENS, Model, Problem, Recipe, check_positions, place
 from minicompress.compression.run import Run
 from minicompress.compression.select import SELECTORS
+from minicompress.compression.sources import settled, split_text
 from minicompress.compression.texts import Stream
 from minicompress.evaluation.baselines import evaluate, selected, trained_prefixes
 from minicompress.training.shards import Shards
@@ -71,12 +73,12 @@ class Job:
         stream = Stream(text, opened.student.tokenizer, opened.student.pair[1].n_positions)
         pose = lambda **fits: Problem(opened.student, opened.teacher, stream.text, replace(self.recipe, **fits), *given)
         if opened.trained:
-            way = by_compressor(*opened.trained, self.slots)
+            way = by_compressor(self.compressor, *opened.trained, self.slots)
         elif self.producer == MATCHING:
             way = by_matching(pose, self.recipe.slots, **dict(self.matching))
         else:
             way = by_selection(str(self.producer), self.recipe.slots, opened.student, self.recipe.seed)
-        return compress_once(way, opened.student, stream, out, pose, self.selected)
+        return compress_once(way, opened.student, stream, out, pose, settled(self.recipe, self.queries), self.selected)
 
 
 class Opened(NamedTuple):
@@ -140,13 +142,17 @@ class Way(NamedTuple):
     make: Callable
     reader: Model
     recipe: dict  # as the prompt's file will have it
+    began: float  # when, since what makes the slots may have had to be made itself
     problem: Problem | None = None  # where its queries were needed to make anything
+    folder: Path | None = None  # where the reader is, if it is not the model itself
 
 
-def by_compressor(compressor: Compressor, reader: Model, slots: int | None) -> Way:
+def by_compressor(folder: Path | None, compressor: Compressor, reader: Model, slots: int | None) -> Way:
     """By a compressor that `train-compressor` made."""
     recipe = {"producer": compressor.kind, "segment": compressor.segment}
-    return Way(lambda ids: compressor.compress(reader.pair, counted(ids), slots), reader, recipe)
+    make = lambda ids: compressor.compress(reader.pair, counted(ids), slots)
+    own = folder if compressor.method.adapts == "all" else None
+    return Way(make, reader, recipe, time.perf_counter(), folder=own)
 
 
 def counted(ids: Iterable[int]) -> Iterator[int]:
@@ -162,44 +168,54 @@ def counted(ids: Iterable[int]) -> Iterator[int]:
 
 def by_selection(name: str, slots: int, model: Model, seed: int) -> Way:
     """By one of SELECTORS."""
-    rng = np.random.default_rng(seed)
-    return Way(lambda ids: SELECTORS[name](model.pair, list(ids), slots, rng), model, {"producer": name, "seed": seed})
+    rng, recipe = np.random.default_rng(seed), {"producer": name, "seed": seed}
+    return Way(lambda ids: SELECTORS[name](model.pair, list(ids), slots, rng), model, recipe, time.perf_counter())
 
 
 def by_matching(
     pose: Callable, slots: int, choose: str = "rms", budget: str = "even", reference: str = "queries"
 ) -> Way:
     """By Attention Matching; its reference rows are the queries to train on of pose(), a Problem, or the context."""
+    began = time.perf_counter()
     with aside.status("the teacher reads the context, and what is asked of it"):
         problem = pose()
     pair, rows = problem.model.pair, [query.ids for query in problem.train]
     rows = repeat_prefill(problem.ids, pair[1]) if reference == "repeat-prefill" else rows
     make = lambda ids: attention_matching(pair, list(ids), slots, rows, choose, budget=budget)
-    recipe = {"producer": MATCHING, "choose": choose, "budget": budget, "reference": reference, "queries": len(rows)}
-    return Way(make, problem.model, recipe, problem)
+    recipe = {"producer": MATCHING, "choose": choose, "budget": budget, "reference": reference, "rows": len(rows)}
+    recipe |= {"teacher": problem.hashes["teacher"]} | {name: getattr(problem.recipe, name) for name in DECIDES}
+    return Way(make, problem.model, recipe, began, problem)
 
 
-def compress_once(way: Way, model: Model, stream: Stream, out: Path, pose: Callable, rows: bool = False) -> dict:
+def compress_once(
+    way: Way, model: Model, stream: Stream, out: Path, pose: Callable, recipe: Recipe, rows: bool
+) -> dict:
     """A text in one of these ways -> a prompt's file; its facts, and the table where there can be one.
 
     pose(slots=…, positions=…) gives the Problem that it is judged by; rows: whether beside all selectors. There is no
-    table of a context that no teacher can read.
+    table of a context that no teacher can read. Nothing is written before all is known to be right.
     """
-    began, made = time.perf_counter(), way.make(stream.ids())
-    seconds, count = time.perf_counter() - began, stream.count
+    ids = stream.ids() if recipe.queries != "continuation" else iter(split_text(list(stream.ids()), recipe)[0])
+    made, config = way.make(ids), way.reader.pair[1]
+    seconds, room = time.perf_counter() - way.began, model.pair[1].n_positions
+    made.check_model(config, str(out))
+    problem = None
+    if stream.count + QUERY_TOKENS <= room:
+        with aside.status("the teacher reads the context, and what is asked of it"):
+            problem = way.problem or pose(slots=made.length, positions=made.positions)
+        problem.seconds, problem.recipe = seconds, replace(problem.recipe, slots=made.length)
+    count = len(problem.ids) if problem else stream.count
     said = {"model": way.reader.hash, "context": stream.hash, "context_tokens": count, "recipe": way.recipe}
-    made = replace(made, slots=to_host(made.slots), provenance=said)
-    made.check_model(way.reader.pair[1], str(out))
-    made.save(out)
+    said |= {"compressor": made.provenance} if made.provenance else {}
+    made = replace(made, slots=to_host(made.slots), beta=None if made.beta is None else to_host(made.beta))
+    replace(made, provenance=said).save(out)
     facts = {"out": str(out), "producer": way.recipe["producer"], "context_tokens": count, "slots": made.length,
-             "seconds": seconds}  # fmt: skip
-    room = model.pair[1].n_positions
-    if count + QUERY_TOKENS > room:
+             "seconds": seconds} | ({"reader": str(way.folder)} if way.folder else {})  # fmt: skip
+    if problem is None:
         aside.print(f"no table: n_positions is {room:,}, so no teacher can read {count:,} tokens and a query")
         return facts
-    with aside.status("the teacher reads the context; evaluating on the held-out queries"):
-        problem = way.problem or pose(slots=made.length, positions=made.positions)
-        problem.seconds = seconds
-        made = replace(made, slots=place(made.slots, model.wte))
+    with aside.status("evaluating on the held-out queries"):
+        here = lambda x: None if x is None else place(x, model.wte)
+        made = replace(made, slots=here(made.slots), beta=here(made.beta))
         extra = selected(problem) if rows else None
         return facts | evaluate(problem, extra, made={"sigma": made}, reader=way.reader.pair)

@@ -50,7 +50,7 @@ def train_compressor(
     opened, text = commands.open_model(model, device), commands.read_text(data)
     recipe = Recipe(producer, slots, segment, loss, reconstruction, rank, steps, contexts, lr, Recipe.warmup, horizon,
                     any_prefix, seed)  # fmt: skip
-    records = read_records(text.splitlines(), data)
+    records = read_records(text.split("\n"), data)
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file; a compressor is a folder")
     checkpoint = out / "checkpoint.safetensors"

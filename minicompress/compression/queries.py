@@ -91,7 +91,7 @@ def file_queries(teacher, context_prefix, path, rng=None):
 
     That is its likeliest, token by token, as it reads the context; with an rng it is drawn.
     """
-    found = path if isinstance(path, list) else read_queries(read_text(path).splitlines(), path)
+    found = path if isinstance(path, list) else read_queries(read_text(path).split("\n"), path)
     asked = [entry[0] for entry in found if isinstance(entry, tuple) and entry[1] is None]
     own = own_answers(teacher.pair, teacher.tokenizer, context_prefix, asked, rng) if asked else []
     answers, queries = dict(zip(asked, own, strict=True)), []

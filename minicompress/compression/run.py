@@ -3,6 +3,7 @@
 import time
 from copy import copy
 from dataclasses import astuple, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -18,13 +19,13 @@ from minicompress.compression.teacher import Teacher
 from minicompress.prompts.carriers import cut, frozen, leading, lift, through
 from minicompress.prompts.initialise import initialise
 from minicompress.prompts.low_rank_weights import LORA, LowRankWeights, init, rank_at_equal_size
-from minicompress.prompts.soft_prompt import SoftPrompt
+from minicompress.prompts.soft_prompt import SoftPrompt, bytes_hash
 from minicompress.training.adamw import adamw_init
 from minicompress.training.checkpoints import load_own, save_tree
 from minicompress.training.schedules import any_prefix
 from minicompress.trees import tree_map
 
-FILE = ".safetensors"  # how --init ends where it names another prompt
+PROMPT_FILE = ".safetensors"  # how --init ends where it names another prompt
 
 
 def initial_slots(model, context_ids, recipe):
@@ -36,7 +37,7 @@ def initial_slots(model, context_ids, recipe):
     rng = np.random.default_rng((recipe.seed, 2))
     if recipe.carrier == LORA:
         return init(rng, model.pair[0], rank_at_equal_size(recipe.slots))
-    if recipe.init.endswith(FILE):
+    if recipe.init.endswith(PROMPT_FILE):
         return from_file(model, recipe)
     slots = initialise(model.pair, model.tokenizer, recipe.init, recipe.slots, recipe.carrier, rng, context_ids)
     if not recipe.beta:
@@ -78,6 +79,8 @@ def check_recipe(recipe, student, teacher):
     if terms & {*INSIDE} and sizes[0] != sizes[1]:
         words = " and ".join(f"{layers} layers of {width}" for layers, width in sizes)
         raise ValueError(f"--loss {recipe.loss} compares layer by layer; the model and its teacher have {words}")
+    if recipe.freeze_first and recipe.slots == 1:
+        raise ValueError("--freeze-first leaves nothing to train of one slot; take more --slots")
     if recipe.queries == "on-policy" and "likelihood" in terms:
         raise ValueError("--queries on-policy: the student writes no answers; leave likelihood out of --loss")
 
@@ -90,6 +93,8 @@ class Run(Problem):
     def __init__(self, model, teacher, text, recipe, queries_file=None, evaluate_on=None, shards=None, cache=None):
         check_recipe(recipe, model.pair[1], teacher.pair[1])
         super().__init__(model, teacher, text, recipe, queries_file, evaluate_on, shards, cache)
+        if recipe.init.endswith(PROMPT_FILE) and Path(recipe.init).exists():
+            self.hashes |= {"init": bytes_hash(Path(recipe.init).read_bytes())}
         self.seconds_training = 0.0
         self.ask(self.train)
         if not self.asked:

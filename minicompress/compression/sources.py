@@ -73,7 +73,7 @@ def gather(teacher, ids, after, read, recipe, shards, queries_file=None, keep=la
     if recipe.queries == "file":
         return file_queries(teacher, read, queries_file, sampled)
     if recipe.queries == "context":
-        return pieces(ids, recipe.chunk or QUERY_TOKENS)
+        return pieces(ids, recipe.chunk or QUERY_TOKENS - 1)
     if recipe.queries == "continuation":
         return continued(after, recipe.chunk or max(1, min(QUERY_TOKENS, len(after) // 5)))
     return keep(lambda: written(teacher, ids, read, recipe, shards, rng, sampled))
@@ -84,7 +84,7 @@ def written(teacher, ids, read, recipe, shards, rng, sampled):
     room = teacher.pair[1].n_positions - read.length
     if recipe.queries == "context-free":
         return spread(lambda n, rng: freely(teacher.pair, read, n, rng, room), [recipe.self_study], rng, shards)
-    prefixes = [read_tokens(*teacher.pair, some) for some in cut(ids, recipe.chunk)] if recipe.chunk else [read]
+    prefixes = [read_tokens(*teacher.pair, some) for some in parts_of(ids, recipe.chunk)] if recipe.chunk else [read]
     found = study(teacher, prefixes, recipe, rng, shards, room)
     return answered(teacher, read, found, recipe.answers, sampled)
 
@@ -103,7 +103,7 @@ def split(queries, recipe):
     return hold_out(queries, 0.2, np.random.default_rng((recipe.seed, 1)))
 
 
-def cut(ids, n):
+def parts_of(ids, n):
     """ids in parts of n; the last may be shorter."""
     return [ids[i : i + n] for i in range(0, len(ids), n)]
 

@@ -5,7 +5,7 @@ import re
 import sys
 from contextlib import contextmanager, nullcontext
 
-BETWEEN_WORDS = re.compile(r"(?<=\S) (?=\S)")  # in GPT-2's tokenizer no token goes on across this place
+BETWEEN_WORDS = re.compile(r"(?<=\S)[ \n\t](?=\S)")  # in GPT-2's tokenizer no token goes on across this place
 
 
 def read_text(path):

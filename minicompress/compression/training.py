@@ -49,6 +49,7 @@ def read_record(line, where):
         if "text" not in record and not pairs:
             raise TypeError("it has no query")
     except (ValueError, KeyError, TypeError, RecursionError) as reason:
+        reason = f"it has no {reason}" if isinstance(reason, KeyError) else reason
         form = '{"text": "…"} or {"context": "…", "queries": [{"question": "…", "answer": "…"}]}'
         raise ValueError(f"{where}: {reason}; write {form}") from None
     return {"text": texts[0]} if "text" in record else {"context": texts[0], "queries": pairs}
@@ -62,7 +63,7 @@ def read_records(lines, name):
     return found
 
 
-def cut(ids, recipe, rng):
+def segments_of(ids, recipe, rng):
     """Into segments; where one is read behind the others' state, of lengths from half of the longest to the longest.
 
     Lengths drawn at random are AutoCompressor's (Chevalier et al. 2023, section 3.2).
@@ -81,14 +82,14 @@ def example(record, tokenizer, recipe, rng, room):
     room: how many tokens the teacher can read. A text is cut there at random.
     """
     if "context" in record:
-        segments = cut(tokenizer.encode(record["context"]).ids, recipe, rng)
+        segments = segments_of(tokenizer.encode(record["context"]).ids, recipe, rng)
         drawn = rng.permutation(len(record["queries"]))[:MOST]
         queries = [question_query(tokenizer, *record["queries"][i]) for i in drawn]
         asked = [Asked(len(segments) - 1, queries, recipe.loss)]
     else:
         ids = tokenizer.encode(record["text"]).ids
         start = int(rng.integers(max(1, len(ids) - room)))
-        segments = cut(ids[start : start + room], recipe, rng)
+        segments = segments_of(ids[start : start + room], recipe, rng)
         following = zip(range(len(segments)), segments[1:], strict=False)
         asked = [Asked(step, [Query(ids, 1)], recipe.loss) for step, ids in following if len(ids) > 1]
         segments = segments[:-1] if len(segments) > 1 else segments
@@ -96,6 +97,26 @@ def example(record, tokenizer, recipe, rng, room):
         again = Query(segments[-1], 1)
         asked.append(Asked(len(segments) - 1, [again], "likelihood", recipe.reconstruction))
     return Example(segments, asked)
+
+
+def check_records(records, tokenizer, recipe, config):
+    """Raises ValueError for a record that a teacher cannot read with its longest query, or a text that asks nothing.
+
+    What is asked of a text is each segment behind those before it, so it must have more than one.
+    """
+    count = lambda text: len(tokenizer.encode(text).ids)
+    for number, record in enumerate(records, 1):
+        if "text" in record:
+            tokens, least = count(record["text"]), recipe.segment + 2
+            if tokens < least and not recipe.reconstruction:
+                words = f"with segments of {recipe.segment} it needs {least}"
+                raise ValueError(f"--data, record {number}: a text of {tokens} tokens asks nothing; {words}")
+            continue
+        longest = max(len(question_query(tokenizer, *pair).ids) for pair in record["queries"])
+        try:
+            check_positions(config, context_tokens=count(record["context"]), tokens_of_the_longest_query=longest)
+        except ValueError as reason:
+            raise ValueError(f"--data, record {number}: {reason}") from None
 
 
 class Training:
@@ -107,6 +128,7 @@ class Training:
     def __init__(self, model, records, recipe, shards, data_hash):
         self.model, self.records, self.recipe, self.shards = model, records, recipe, shards
         check_positions(model.pair[1], tokens_of_a_segment=recipe.segment, slots=recipe.slots)
+        check_records(records, model.tokenizer, recipe, model.pair[1])
         self.facts = {"model": model.hash, "data": data_hash, "recipe": asdict(recipe), "shards": shards.n}
         rng = np.random.default_rng((recipe.seed, 0))
         self.raw = begin(recipe.producer, model.pair, recipe.slots, rng, recipe.rank)
@@ -116,8 +138,10 @@ class Training:
         """The examples of a step, and how many slots it uses: of the seed and the step alone."""
         recipe, rng = self.recipe, np.random.default_rng((self.recipe.seed, 1, step))
         room = self.model.pair[1].n_positions - recipe.segment
-        numbers = rng.integers(len(self.records), size=recipe.contexts)
-        made = [example(self.records[n], self.model.tokenizer, recipe, rng, room) for n in numbers]
+        made = []
+        while not any(one.asked for one in made):  # a text may happen to be cut where nothing is left to ask
+            numbers = rng.integers(len(self.records), size=recipe.contexts)
+            made = [example(self.records[n], self.model.tokenizer, recipe, rng, room) for n in numbers]
         slots = any_prefix(recipe.slots, rng) if recipe.any_prefix else recipe.slots
         return [one for one in made if one.asked], slots
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from minicompress.arrays import to_host
 from minicompress.compression.queries import pad
-from minicompress.compression.run import Run, initial_slots
+from minicompress.compression.run import PROMPT_FILE, Run, initial_slots
 from minicompress.compression.select import SELECTORS
 from minicompress.compression.teacher import Teacher
 from minicompress.evaluation.metrics import gap_closed, score
@@ -40,7 +40,8 @@ def trained_prefixes(run, other_text, progress=None):
     `queries` starts from vocabulary and follows the likelihood of the training queries' answers;
     neither the context's tokens nor the teacher's distributions reach it.
     """
-    wrong = Run(run.model, run.teacher, other_text, run.recipe, *run.files, shards=run.shards)
+    begins = {"init": "text", "offset": None} if run.recipe.init.endswith(PROMPT_FILE) else {}  # not as this context
+    wrong = Run(run.model, run.teacher, other_text, replace(run.recipe, **begins), *run.files, shards=run.shards)
     wrong.train_slots(progress=progress)
     drawn = replace(run.recipe, init="vocab", seed=run.recipe.seed + 3)
     task = run.with_start(initial_slots(run.model, run.ids, drawn), loss="likelihood", top_k=None)

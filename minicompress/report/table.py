@@ -25,12 +25,12 @@ def number(value, form):
     return "–" if value is None else format(value, form)
 
 
-def evaluation_table(result):
-    """A rich Table of `evaluate`'s result, 80 columns wide."""
+def evaluation_table(result, asked="held-out queries"):
+    """A rich Table of `evaluate`'s result, 80 columns wide; asked: what they are, as far as anybody knows."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    title = f"{result['queries']} held-out queries; KL from the full context, in bits per token"
+    title = f"{result['queries']} {asked}; KL from the full context, in bits per token"
     table = Table(
         title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True
     )

@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from minicompress.compression.select import SELECTORS
 from minicompress.compression.training import Training
 from minicompress.prompts.soft_prompt import SoftPrompt
 from minicompress.trees import flatten
-from weights_loader import model_hash
+from weights_loader import load_tokenizer, model_hash
 
 RECORDS = [{"context": f"Tom has a {w} dog. Ann has a {w} cat.", "queries": [{"question": "Who?", "answer": w}]} for w in ("red", "old")]
 TEXT = {"text": "Once there was a cat. The cat sat on a mat. A dog came by. The dog was big and old."}
@@ -109,7 +110,7 @@ def test_an_update_that_is_interrupted_is_not_kept(train, data, monkeypatch):
 
 
 @pytest.mark.parametrize("line, said", [
-    ('{"context": "a"}', "contexts.jsonl, line 1: 'queries'"),
+    ('{"context": "a"}', "contexts.jsonl, line 1: it has no 'queries'"),
     ('{"context": "a", "queries": []}', "line 1: it has no query"),
     ('{"text": ""}', "line 1: a text is empty"),
     ("no JSON", "line 1: Expecting value"),
@@ -240,3 +241,81 @@ def test_a_stream_is_read_as_it_comes(kind, train, run, data, model, monkeypatch
     assert one.slots.tobytes() == other.slots.tobytes() and one.provenance == other.provenance
     monkeypatch.setattr("sys.stdin", io.StringIO(" \n"))
     assert_one_line(run("compress", "-", *arguments, "--out", "r.safetensors"), "- is empty")
+
+
+@pytest.mark.parametrize("line, said", [
+    ({"text": "Hi there"}, "record 2: a text of 3 tokens asks nothing; with segments of 8 it needs 10"),
+    ({"context": "a dog " * 90, "queries": [{"question": "Who?", "answer": "Tom"}]}, "record 2: n_positions is 128; "),
+])  # fmt: skip
+def test_records_are_looked_at_before_anything_is_trained(line, said, train, data):
+    (data / "contexts.jsonl").write_text(json.dumps(RECORDS[0]) + "\n" + json.dumps(line))
+    assert_one_line(train(), said)
+    assert not (data / "gist").exists()
+
+
+@pytest.mark.parametrize("producer", ["last", "attention-matching", "rmt"])
+def test_a_context_whose_end_is_asked_is_compressed_without_it(producer, train, run, data, model):
+    """Slots that had read what is held out would be no compression of the rest."""
+    text = "Tom has a red dog. Ann lives in Rome. The cat sat on a mat. A dog came by and it was big and old."
+    (data / "text.txt").write_text(text)
+    arguments = ["--model", model, "--queries", "continuation", "--json", "--out", "p.safetensors"]
+    train("rmt")
+    way = ["--compressor", "rmt"] if producer == "rmt" else ["--producer", producer, "--slots", 4]
+    code, out, err = run("compress", "text.txt", *arguments, *way)
+    assert code == 0, err
+    told, prompt = json.loads(out), SoftPrompt.load("p.safetensors")
+    ids = load_tokenizer(model).encode(text).ids
+    assert told["context_tokens"] == prompt.provenance["context_tokens"] == len(ids) - round(0.3 * len(ids))
+    if producer == "last":
+        assert told["rows"]["sigma"] == told["rows"]["last"]
+
+
+@pytest.mark.parametrize("wrong", [["--queries", "bogus"], ["--evaluate-on", "none.jsonl"], ["--cache", "context.txt"]])
+@pytest.mark.parametrize("producer", ["h2o", "attention-matching"])
+def test_a_mistake_found_late_leaves_what_was_there(producer, wrong, run, here, model):
+    (here / "p.safetensors").write_bytes(b"mine")
+    assert_one_line(run("compress", "context.txt", "--model", model, "--producer", producer, "--slots", 3, "--self-study", 8,
+                        *wrong, "--out", "p.safetensors"))  # fmt: skip
+    assert (here / "p.safetensors").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("option", [["--steps", 9], ["--lr", 0.1], ["--loss", "js"], ["--init", "zero"], ["--places", "all"],
+                                    ["--rows", 2], ["--temperature", 2.0], ["--freeze-first"]], ids=lambda o: o[0])  # fmt: skip
+def test_what_only_training_reads_is_refused_elsewhere(option, run, here, model):
+    arguments = ["compress", "context.txt", "--model", model, "--producer", "first", "--out", "p"]
+    assert_one_line(run(*arguments, *option), f"{option[0]} belongs to slots by gradient")
+    assert_one_line(run(*arguments, "--queries", "on-policy"), "--queries on-policy")
+
+
+def test_keys_by_need_are_counted_by_their_width(run, here, model):
+    """The widest head is what the prompt takes, and what as many plain tokens are compared with."""
+    code, out, err = run("compress", "context.txt", "--model", model, "--producer", "attention-matching", "--slots", 6, "--budget",
+                         "by-need", "--queries", "queries.jsonl", "--json", "--out", "p.safetensors")  # fmt: skip
+    assert code == 0, err
+    told, wide = json.loads(out), SoftPrompt.load("p.safetensors").length
+    assert told["slots"] == told["rows"]["sigma"]["positions"] == told["rows"]["last"]["positions"] == wide > 6
+    assert told["ratio"] == told["context_tokens"] / wide
+
+
+def test_the_time_of_attention_matching_is_that_of_its_questions_too(run, here, model, monkeypatch):
+    from minicompress.cli import produce
+
+    real = produce.Problem
+    monkeypatch.setattr(produce, "Problem", lambda *args: (time.sleep(0.5), real(*args))[1])
+    told = json.loads(run("compress", "context.txt", "--model", model, "--producer", "attention-matching", "--slots", 3,
+                          "--queries", "queries.jsonl", "--json", "--out", "p")[1])  # fmt: skip
+    assert told["seconds"] > 0.5
+
+
+def test_its_file_says_how_to_make_it_again(run, here, model):
+    assert run("compress", "context.txt", "--model", model, "--producer", "attention-matching", "--slots", 3, "--self-study", 9,
+               "--seed", 4, "--out", "p.safetensors")[0] == 0  # fmt: skip
+    recipe = SoftPrompt.load("p.safetensors").provenance["recipe"]
+    assert (recipe["self_study"], recipe["seed"], recipe["queries"], recipe["teacher"]) == (9, 4, "self-study", model_hash(model))
+
+
+def test_who_reads_it_is_said(train, run, data, model):
+    train("gist")
+    arguments = ["compress", "context.txt", "--model", model, "--compressor", "gist", "--queries", "queries.jsonl", "--out", "p"]
+    assert "the model that reads it is in gist" in run(*arguments)[1]
+    assert "compressor" in SoftPrompt.load("p").provenance

@@ -60,11 +60,11 @@ def test_lines_of_json_and_a_producer_that_trains_nothing(run, folder, model):
     (folder / "many.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n{no\n")
     arguments = ["many.jsonl", "--model", model, "--producer", "last", "--slots", 4, "--self-study", 8, "--out", "out"]
     code, out, err = run("compress", *arguments)
-    assert code == 2 and "1 of 3 contexts failed, line-3 first: the line: " in err and "Traceback" not in err
-    assert "line-1" in out and "line-2" in out and "written to out/" in out
-    told = json.loads((folder / "out/line-2.json").read_text())
+    assert code == 2 and "1 of 3 contexts failed, line-000003 first: the line: " in err and "Traceback" not in err
+    assert "line-000001" in out and "line-000002" in out and "written to out/" in out
+    told = json.loads((folder / "out/line-000002.json").read_text())
     assert told["queries"] == 1 and told["recall_full"] is not None
-    assert SoftPrompt.load("out/line-1.safetensors").length == 4
+    assert SoftPrompt.load("out/line-000001.safetensors").length == 4
 
 
 def test_stopped_by_ctrl_c_and_resumed(run, folder, quick):
@@ -147,9 +147,22 @@ def test_many_need_a_folder_and_one_needs_a_file(run, folder, quick):
     assert is_many("notes") and is_many("a.jsonl") and not is_many("-") and not is_many("context.txt")
 
 
-def test_names_have_one_width_and_an_order(here):
+def test_names_have_one_order_and_do_not_depend_on_the_lines_behind(here):
     (here / "many.jsonl").write_text('{"text": "a"}\n\n' * 6)
-    assert [c.name for c in contexts_of("many.jsonl")] == [f"line-{n:02}" for n in range(1, 12, 2)]
+    assert [c.name for c in contexts_of("many.jsonl")] == [f"line-{n:06}" for n in range(1, 12, 2)]
+
+
+def test_another_prompt_to_begin_from_is_another_job(run, folder, model, quick):
+    """By what is in the file, not by its name."""
+    once = quick[: quick.index("--steps")]
+    for name in ("last", "first"):
+        assert run("compress", "context.txt", *once, "--producer", name, "--out", f"{name}.safetensors")[0] == 0
+    (folder / "p.safetensors").write_bytes((folder / "first.safetensors").read_bytes())
+    arguments = ["compress", "notes", *once, "--steps", 0, "--init", "p.safetensors", "--out", "out", "--resume", "--threads", 1]
+    initial = lambda: SoftPrompt.load("out/tom.safetensors").slots.tobytes()
+    assert run(*arguments)[0] == 0 and initial() == SoftPrompt.load("first.safetensors").slots.tobytes()
+    (folder / "p.safetensors").write_bytes((folder / "last.safetensors").read_bytes())
+    assert run(*arguments)[0] == 0 and initial() == SoftPrompt.load("last.safetensors").slots.tobytes()
 
 
 def test_the_mean_and_its_interval():

@@ -116,3 +116,11 @@ def test_self_study_is_decided_by_the_seed(small_model):
     for query in study(0):
         assert query.answer is None and 0 < query.start < len(query.ids)
     assert len({tuple(q.ids) for q in study(0)}) == len(study(0))
+
+
+def test_a_line_ends_at_a_line_end_and_nowhere_else(small_model, tmp_path):
+    """Not at what Unicode calls a separator of lines, which stands within a question."""
+    path = tmp_path / "q.jsonl"
+    path.write_text('{"question": "where\u2028is it", "answer": "in"}\r\n{"question": "b", "answer": "out"}\n', encoding="utf-8")
+    found = file_queries(small_model, read_tokens(*small_model.pair, [1, 2, 3]), path)
+    assert [q.answer for q in found] == ["in", "out"] and found[0].question == "where\u2028is it"

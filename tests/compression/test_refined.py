@@ -7,9 +7,10 @@ import pytest
 
 import letters
 from minicompress.compression.matching import attention_matching
-from minicompress.compression.run import FILE, initial_slots
+from minicompress.compression.run import PROMPT_FILE, initial_slots
 from minicompress.compression.select import SELECTORS
 from minicompress.compression.teacher import Teacher
+from minicompress.evaluation.baselines import trained_prefixes
 from minicompress.evaluation.metrics import score
 from minicompress.prompts.carriers import cut
 from minicompress.prompts.soft_prompt import SoftPrompt
@@ -85,7 +86,7 @@ def test_any_prefix_draws_half_of_the_steps_whole_and_the_rest_evenly_in_the_log
 def test_it_begins_as_another_producers_result(name, new_run, tmp_path):
     pair, ids = letters.model().pair, letters.model().tokenizer.encode(letters.TEXT).ids
     made = SELECTORS[name](pair, ids, 4, np.random.default_rng(0))
-    init = written(tmp_path / f"p{FILE}", made)
+    init = written(tmp_path / f"p{PROMPT_FILE}", made)
     kinds = {"carrier": "kv", "positions": made.positions, "offset": made.offset}
     run = new_run(init=init, steps=8, lr=0.03, **kinds)
     assert (run.initial == made.slots).all()
@@ -100,7 +101,7 @@ def test_masses_come_along_and_what_is_absent_stays_so(new_run, tmp_path):
     made = attention_matching(pair, ids, 4, [ids[:9], ids[9:16]])
     made = replace(made, beta=made.beta.copy())
     made.beta[0, 1, 2] = -np.inf
-    init = written(tmp_path / f"p{FILE}", made)
+    init = written(tmp_path / f"p{PROMPT_FILE}", made)
     run = new_run(init=init, carrier="kv", beta=True, positions="logical", steps=5, lr=0.1)
     assert (run.initial["beta"] == made.beta).all()
     run.train_slots()
@@ -113,7 +114,7 @@ def test_masses_come_along_and_what_is_absent_stays_so(new_run, tmp_path):
 @pytest.mark.parametrize("carrier", ["hidden", "kv"])
 def test_embeddings_begin_any_carrier_and_say_the_same(carrier, new_run, tmp_path):
     made = SoftPrompt(np.random.default_rng(3).standard_normal((6, letters.CONFIG.n_embd)))
-    run = new_run(init=written(tmp_path / f"p{FILE}", made), carrier=carrier, slots=5)
+    run = new_run(init=written(tmp_path / f"p{PROMPT_FILE}", made), carrier=carrier, slots=5)
     assert kl(run, run.as_prompt(run.initial)) == pytest.approx(kl(run, made.first(5)), rel=1e-12)
 
 
@@ -127,13 +128,30 @@ def test_what_it_cannot_begin_as(carrier, changes, said, new_run, tmp_path):
     shape = {"embeddings": (6, 12), "hidden": (2, 6, 12)}[carrier]
     model = changes.pop("model", "0")
     prompt = SoftPrompt(np.ones(shape), carrier, template=changes.pop("template", None), provenance={"model": model})
-    prompt.save(tmp_path / f"p{FILE}")
+    prompt.save(tmp_path / f"p{PROMPT_FILE}")
     with pytest.raises(ValueError, match=said):
-        new_run(**{"init": str(tmp_path / f"p{FILE}"), "carrier": carrier} | changes)
+        new_run(**{"init": str(tmp_path / f"p{PROMPT_FILE}"), "carrier": carrier} | changes)
 
 
 def test_its_slots_are_a_copy(new_run, tmp_path):
     made = SoftPrompt(np.ones((4, 12)))
-    run = new_run(init=written(tmp_path / f"p{FILE}", made), steps=2, lr=0.1)
+    run = new_run(init=written(tmp_path / f"p{PROMPT_FILE}", made), steps=2, lr=0.1)
     run.train_slots()
     assert (run.initial == 1).all() and (initial_slots(run.model, run.ids, run.recipe) == 1).all()
+
+
+def test_a_control_does_not_begin_as_this_contexts_slots(new_run, tmp_path):
+    """The slots of another context would else have learned this one."""
+    made = SELECTORS["pooled-kv"](letters.model().pair, letters.model().tokenizer.encode(letters.TEXT).ids, 4, None)
+    kinds = {"carrier": "kv", "positions": made.positions, "offset": made.offset, "steps": 0}
+    run = new_run(init=written(tmp_path / f"p{PROMPT_FILE}", made), **kinds)
+    other = trained_prefixes(run, letters.OTHER)["other"]
+    plain = trained_prefixes(new_run(init="text", **kinds | {"offset": None}), letters.OTHER)["other"]
+    for (k, v), (k_plain, v_plain) in zip(other.past, plain.past, strict=True):
+        assert (k == k_plain).all() and (v == v_plain).all()
+    assert other.start == len(letters.OTHER) != made.offset
+
+
+def test_one_slot_that_stays_trains_nothing(new_run):
+    with pytest.raises(ValueError, match="--freeze-first leaves nothing to train"):
+        new_run(slots=1, freeze_first=True)

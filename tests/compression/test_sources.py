@@ -23,7 +23,7 @@ BUGS = [
     Bug("the first token is the likeliest", "freely", sources.freely, "sample(expected, rng, 1.0, top_p=0.95)", "sample(expected)"),
     Bug("all rows begin alike", "freely", sources.freely, "[:, None].tolist()", "[:, None].repeat(1).reshape(-1, 1)[:1].tolist() * count"),
     Bug("a seed prompt has no share", "shares", sources.study, "for seed in seeds]", "for seed in seeds[:1]]"),
-    Bug("chunks are read in one", "shares", sources.written, "cut(ids, recipe.chunk)", "[ids]"),
+    Bug("chunks are read in one", "shares", sources.written, "parts_of(ids, recipe.chunk)", "[ids]"),
     Bug("the seed prompt has its room twice", "shares", sources.study, "min(QUERY_TOKENS, room -", "min(QUERY_TOKENS, room + 2 -"),
     Bug("more rows at once than there is memory for", "shares", sources.spread, "min(ROWS, n - i)", "n - i"),
     Bug("the seed prompt is scored", "seed prompt", queries.self_study, "Query(start + new, len(start))", "Query(start + new, 1)"),
