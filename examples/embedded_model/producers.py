@@ -3,7 +3,7 @@
     python examples/embedded_model/producers.py kv --contexts 5 --seeds 3 --slots 1 2 4 8 16 32
 
 One JSON line a run. The way `any-prefix` is one training of the most slots, of which the first few are evaluated each
-time; `matched` and `pooled` are a quarter of the steps, from Attention Matching's slots or from means. The teacher's
+time, and `cut` is the same for slots that were not trained for it; `matched` and `pooled` are a quarter of the steps, from Attention Matching's slots or from means. The teacher's
 questions are the same for all ways; the notes' own, in phrasings that are held out like their facts, are what is asked.
 """
 
@@ -27,6 +27,7 @@ from slots import contexts
 
 KV = {"carrier": "kv", "init": "text"}
 LATER = {"carrier": "kv", "positions": "logical", "steps": 50, "lr": 0.01}
+FIRST = ("any-prefix", "cut")
 WAYS = {
     "embeddings": {},
     "hidden": {"carrier": "hidden"},
@@ -35,6 +36,7 @@ WAYS = {
     "kv, first frozen": KV | {"init": "first", "freeze_first": True},
     "lora": {"carrier": "lora", "lr": 0.003},
     "any-prefix": KV | {"any_prefix": True},
+    "cut": KV,
     "matched": LATER | {"beta": True},
     "pooled": LATER,
 }
@@ -65,7 +67,7 @@ def main():
     parser.add_argument("--slots", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
     parser.add_argument("--cache", type=Path)
     args = parser.parse_args()
-    model, trained = open_model(), args.slots[-1:] if args.way == "any-prefix" else args.slots
+    model, trained = open_model(), args.slots[-1:] if args.way in FIRST else args.slots
     with Shards() as shards, tempfile.TemporaryDirectory() as folder:
         for seed, slots in ((seed, slots) for seed in range(args.seeds) for slots in trained):
             for number, (_, context) in enumerate(contexts(args.contexts, 0)):
@@ -74,7 +76,7 @@ def main():
                 teacher = Teacher(model.pair, made.read, queries, shards)
                 worth = lambda prefix, pair=model.pair: score(pair, model.tokenizer, prefix, queries, teacher, shards)  # noqa: B023
                 none, full, prompt = worth(Prefix()), worth(made.read), made.as_prompt(made.slots)
-                for size in args.slots if args.way == "any-prefix" else [slots]:
+                for size in args.slots if args.way in FIRST else [slots]:
                     part = prompt if made.low_rank else prompt.first(size)
                     found = worth(part.prefix(*made.model.pair), made.reader)
                     line = {"way": args.way, "number": number, "seed": seed, "slots": size, "tokens": len(made.ids),

@@ -1,5 +1,7 @@
 """The answers to the pages' exercises. The pages show them from here; `test_exercises.py` holds them right."""
 
+import math
+
 import numpy as np
 
 from minicompress.compression.segments import METHODS
@@ -177,3 +179,8 @@ def of_a_long_context(L, C, positions, segment, K, itemsize=4, piece=64):
     autocompressor's longest context.
     """
     return 2 * L * C * itemsize, 12 * C - piece, (positions - segment) // K * segment
+
+
+def pays_after(training, each, others):
+    """After how many contexts a compressor's training, in seconds, has paid for itself against the other ways."""
+    return [math.ceil(training / (other - each)) for other in others]
