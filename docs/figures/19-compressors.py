@@ -7,6 +7,7 @@ from common import BLUE, FIGURES, GREEN, GREY, ORANGE, RED, plt, save
 
 RESULTS = FIGURES.parents[1] / "examples/results/compressors.jsonl"
 LINES = [json.loads(line) for line in RESULTS.read_text().splitlines()]
+PROSE = [json.loads(line) for line in (RESULTS.parent / "prose.jsonl").read_text().splitlines()]
 SIZES = [1, 2, 4, 8, 16, 32]
 KINDS = {  # label: producer, tokens of a segment, colour, line
     "gist, one segment": ("gist", 192, BLUE, "s:"),
@@ -66,6 +67,20 @@ def over_stream(label, name):
     for line in of_kind(label, "passed"):
         if None not in line[name]:
             yield line["passed"], 100 * (1 - np.mean(line[name]) / np.mean(line["none"]))
+
+
+def bits(compressor, tokens, name):
+    """Bits a token of the next segment of prose, by what stands before it."""
+    chosen = [line for line in PROSE if (line["compressor"], line["tokens"]) == (compressor, tokens)]
+    return sum(line[name] for line in chosen) / sum(line["scored"] for line in chosen)
+
+
+def prose(tokens):
+    """The page's line of so many tokens of prose before the segment."""
+    slots = next(line["slots"] for line in PROSE if (line["compressor"], line["tokens"]) == ("books", tokens))
+    ways = [bits("books", tokens, name) for name in ("none", "full", "first", "last", "sigma")]
+    closed = 100 * (ways[0] - ways[4]) / (ways[0] - ways[1])
+    return f"| {tokens} | {slots} | {' | '.join(f'{way:.2f}' for way in ways)} | {closed:.0f}% |"
 
 
 def main():

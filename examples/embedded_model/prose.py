@@ -16,7 +16,7 @@ import numpy as np
 from corpus import read_books
 from minicompress.cli.compressors import open_compressor
 from minicompress.commands import open_model
-from minicompress.compression.queries import pad
+from minicompress.compression.queries import Query, pad
 from minicompress.evaluation.metrics import BITS
 from minicompress.gpt2 import logits
 from minicompress.gpt2.prefix import Prefix, predictors, read_tokens
@@ -35,17 +35,10 @@ def passages(tokenizer, rng, split, count, tokens):
 
 def bits(pair, prefix, ids):
     """Of the tokens behind the first one of the segment, which nothing predicts where nothing stands before it."""
-    rows, scored = pad([SimpleQuery(ids)])
+    rows, scored = pad([Query(ids, 1)])
     hidden, _ = predictors(*pair, prefix, rows, scored, keep="nothing")
     losses, _ = cross_entropy(logits(pair[0], hidden), np.asarray(ids[1:]))
     return float(losses.sum()) * BITS
-
-
-class SimpleQuery:
-    """A row of ids of which all but the first are scored."""
-
-    def __init__(self, ids):
-        self.ids, self.start = ids, 1
 
 
 def measure(model, reader, made, ids, segment):
@@ -75,7 +68,8 @@ def main():
     made, reader = open_compressor(args.compressor, model, "cpu")
     for tokens in args.tokens:
         for ids in passages(model.tokenizer, rng, "valid", args.count, tokens):
-            print(json.dumps(measure(model, reader, made, ids, made.segment)), flush=True)
+            found = {"compressor": args.compressor.name} | measure(model, reader, made, ids, made.segment)
+            print(json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":

@@ -351,6 +351,15 @@ def test_19_compressors_do_better_than_truncation(figure):
         assert all(gap > last[passed] for passed, gap in script.over_stream(label, "sigma"))
 
 
+def test_19_what_is_left_of_prose(figure):
+    script = figure("19-compressors")
+    assert_quoted(19, *(script.prose(tokens) for tokens in (64, 192, 384)))
+    cost = {name: f"{script.bits(name, 96, 'sigma'):.1f}" for name in ("500x", "ccm")}
+    assert_quoted(19, f"slots of `500x` cost {cost['500x']} bits a token, those of `ccm` {cost['ccm']}, where nothing at all costs")
+    better = [script.bits("books", tokens, "sigma") < script.bits("books", tokens, "last") for tokens in (64, 192, 384)]
+    assert better == [True, False, False]
+
+
 def test_20_what_attention_matching_keeps(figure):
     """Every line of the table, what is said of the other choice of keys, and the times, are those of the kept run."""
     script = figure("20-matching")
