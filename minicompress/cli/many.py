@@ -163,7 +163,8 @@ def tell_many(results: list[dict], out: Path, as_json: bool) -> None:
     failed = {result["name"]: result["failed"] for result in results if "failed" in result}
     gaps = [result["gap_closed"] for result in made if result.get("gap_closed") is not None]
     mean, interval = mean_interval(gaps, np.random.default_rng(0))
-    told = {"out": str(out), "contexts": made, "failed": failed, "gap_closed": mean, "gap_closed_interval": interval}
+    shown = [{name: value for name, value in result.items() if name != "job"} for result in made]
+    told = {"out": str(out), "contexts": shown, "failed": failed, "gap_closed": mean, "gap_closed_interval": interval}
     if not as_json and made:
         Console().print(contexts_table(made))
     words = "" if mean is None else f"gap closed, mean of {len(gaps)}: {mean:.1%}"

@@ -3,7 +3,9 @@
 import answers
 import numpy as np
 import pytest
-from test_quoted_numbers import assert_quoted, figure  # noqa: F401
+from test_quoted_numbers import DOCS, assert_quoted, figure  # noqa: F401
+
+from minicompress.compression.select import SELECTORS
 
 
 @pytest.fixture
@@ -64,3 +66,14 @@ def test_the_exercise():
     assert answers.pays_after(1800, 0.02, (3.3, 16)) == [549, 113]
     assert_quoted(23, "(a) 549 against the closed form, 113 against the gradient")
     assert round(200 * 3.3 / 60) == 11
+
+
+def test_the_readme_quotes_the_same_runs(script):
+    told = " ".join((DOCS.parent / "README.md").read_text(encoding="utf-8").split())
+    for label, name in (("the last 16 tokens", "last"), ("recalls most", "snapkv"), ("20 minutes", "500x"),
+                        ("in closed form", "attention-matching"), ("50 steps of gradient", "gradient, matched"),
+                        ("by gradient", "gradient, kv"), ("the full notes", "full")):  # fmt: skip
+        found = script.field(name)
+        assert f"{label} | {script.gap(found):.0f}% | {found[:, 2].mean():.0%} |" in told, label
+    recalls = {name: script.field(name)[:, 2].mean() for name in SELECTORS}
+    assert max(recalls, key=recalls.get) == "snapkv" and len(SELECTORS) == 9
