@@ -71,7 +71,7 @@ def matched(q, k, v, slots, choose, ridge):
     chosen = CHOOSE[choose](probs, slots, ridge)
     xp, own, keys, values = array_module(k), probs[:, like(chosen, k)], k[like(chosen, k)], v[like(chosen, k)]
     with np.errstate(divide="ignore"):  # a mass of 0 is a β of -∞: the slot is not there
-        beta = xp.log(like(masses(own, ridge).astype(to_host(k).dtype), k))  # (P,)
+        beta = xp.log(masses(own, ridge).astype(k.dtype))  # (P,)
     shares = softmax(q @ keys.T + beta)  # (N, P); of the scores, since all of `own` may be too small for its dtype
     damped = shares.T @ shares + ridge * len(q) / slots * xp.eye(slots, dtype=k.dtype)
     return keys, values + xp.linalg.solve(damped, shares.T @ (probs @ v - shares @ values)), beta
@@ -79,10 +79,9 @@ def matched(q, k, v, slots, choose, ridge):
 
 def masses(own, ridge, start=None):
     """The w >= 0 of least |own w - 1|² + ridge N/P |w - 1|², own (N, P): with all keys w = 1 is exact."""
-    own = to_host(own).astype(np.float64)
-    N, P = own.shape
+    own, (N, P) = own.astype(np.float64), own.shape
     damping = ridge * N / P
-    return nnls(own.T @ own + damping * np.eye(P), own.sum(0) + damping, start)
+    return nnls(own.T @ own + damping * array_module(own).eye(P), own.sum(0) + damping, start)
 
 
 def mean_square(probs):
