@@ -8,29 +8,17 @@ from rich.console import Console
 
 from minicompress import commands
 from minicompress.cli.common import Device, Json, ModelDir, app, show
-from minicompress.cli.many import compress_many, is_many, tell_many
-from minicompress.cli.produce import MATCHING, REFERENCES, Job
+from minicompress.cli.many import compress_many, tell_many
+from minicompress.cli.options import ONCE, job_of, options_of
+from minicompress.cli.produce import MATCHING, REFERENCES
 from minicompress.compression.matching import BUDGETS, CHOOSE
-from minicompress.compression.objectives import DIVERGENCES, LOSSES, TOP_K, read_loss
-from minicompress.compression.places import read_places
-from minicompress.compression.problem import Recipe
-from minicompress.compression.run import PROMPT_FILE
+from minicompress.compression.objectives import LOSSES, TOP_K
 from minicompress.compression.segments import METHODS
-from minicompress.compression.select import SELECTORS
-from minicompress.compression.sources import ANSWERS, SOURCES
+from minicompress.compression.sources import SOURCES
 from minicompress.compression.texts import read_pieces
 from minicompress.evaluation.baselines import summary
-from minicompress.prompts.carriers import DOORS, POSITIONS
-from minicompress.prompts.low_rank_weights import LORA
-from minicompress.prompts.soft_prompt import SoftPrompt
 from minicompress.report.table import cost_line, evaluation_table
 from minicompress.training.shards import Shards
-
-ONCE = (MATCHING, *SELECTORS)  # producers that train nothing
-OF_SLOTS = ("beta", "any_prefix", "freeze_first")
-OF_GRADIENT = (*OF_SLOTS, "carrier", "positions", "init", "loss", "top_k", "temperature", "places", "steps", "lr",
-               "rows", "refresh", "resume", "baselines")  # fmt: skip
-OTHER_CONTEXT = Path(commands.__file__).parent / "report" / "other_context.txt"
 
 
 @app.command()
@@ -121,85 +109,13 @@ def compress(
     as_json: Json = False,
 ) -> None:
     """Compress a CONTEXT into a soft prompt, and print what it is worth."""
-    commands.check_choice("--carrier", carrier or "kv", *DOORS, LORA)
-    commands.check_choice("--positions", positions or "compact", *POSITIONS)
-    commands.check_choice("--producer", producer or "gradient", "gradient", *ONCE, *METHODS)
-    of_matching: list[tuple] = [("choose", choose, CHOOSE), ("budget", budget, BUDGETS)]
-    of_matching.append(("reference", reference, REFERENCES))
-    for name, given, known in of_matching:
-        commands.check_choice(f"--{name}", given or next(iter(known)), *known)
-        if given and producer != MATCHING:
-            raise ValueError(f"--{name} belongs to --producer {MATCHING}; leave it out")
-    if producer in METHODS and not compressor:
-        raise ValueError(f"--producer {producer} is trained first: name its folder with --compressor DIR")
-    if producer not in (None, *METHODS) and compressor:
-        raise ValueError(f"--compressor makes slots in its own way, and --producer is {producer}; leave out one")
-    if answers is not None:
-        commands.check_choice("--answers", answers, *ANSWERS)
-    terms = {term.name for term in read_loss(loss)}
-    read_places(places)
-    commands.check_choice("--baselines", baselines, "cheap", "selected", "all")
-    commands.check_at_least(0, steps=steps, seed=seed)
-    commands.check_at_least(1, slots=slots, rows=rows, threads=threads, top_k=top_k, chunk=chunk, refresh=refresh)
-    commands.check_at_least(2, self_study=self_study)
-    commands.check_at_least(1e-6, temperature=temperature, lr=lr, continuation_share=continuation_share)
-    if not (many := is_many(context)):
-        commands.check_out(out)
-    for name, words in (("--init", init), ("--queries", queries), *(("--seed-prompt", s) for s in seed_prompt or ())):
-        commands.check_words(name, words)
-    trained = not compressor and producer in (None, "gradient")
-    asked = {name for name in ctx.params if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"}
-    asked -= {"resume"} if many else set()
-    asked -= {"baselines"} if baselines != "all" else set()
-    if not trained and (idle := [name for name in OF_GRADIENT if name in asked]):
-        words = "belongs to slots by gradient; leave it out, or --producer and --compressor"
-        raise ValueError(f"--{idle[0].replace('_', '-')} {words}")
-    if not trained and queries == "on-policy":
-        raise ValueError("--queries on-policy are what slots by gradient write while they learn; name another source")
-    if not init.endswith(PROMPT_FILE) and len(init) < 256 and "." in init and Path(init).is_file():
-        raise ValueError(f"--init {init} is a file; one that holds a prompt has a name that ends with {PROMPT_FILE}")
-    size, carrier, positions, offset, beta = as_given(init, slots, carrier, positions, beta)
-    if other and baselines != "all":
-        raise ValueError("--other is the text of a control, which is only trained with --baselines all")
-    if carrier == LORA and (positions != "compact" or baselines == "all"):
-        raise ValueError("--carrier lora takes no position and trains no controls; leave out --positions, --baselines")
-    if carrier == LORA and (idle := [name for name in OF_SLOTS if name in asked]):
-        raise ValueError(f"--carrier lora has no slots, to which --{idle[0].replace('_', '-')} belongs; leave out one")
-    if beta and carrier != "kv":
-        raise ValueError(f"--beta is the mass of a key, which --carrier kv has and {carrier} has not")
-    if not terms & {*DIVERGENCES} and temperature != 1:
-        raise ValueError(f"--temperature softens distributions; --loss {loss} has none to soften")
-    if top_k and not terms & {*TOP_K}:
-        raise ValueError(f"--top-k belongs to --loss {' or '.join(TOP_K)}; {loss} reads no such choice of tokens")
-    source, file = (queries, None) if queries in SOURCES else ("file", Path(queries))
-    top = (top_k or 20) if terms & {*TOP_K} else None  # 20 as in Cartridges
-    rate = lr or (0.003 if carrier == LORA else Recipe.lr)
-    recipe = Recipe(size, loss, temperature, steps, rate, rows, seed, init, self_study, carrier,
-                    positions, beta, top, source, answers, tuple(seed_prompt or ()) or None, chunk, continuation_share,
-                    refresh, places, offset, any_prefix, freeze_first)  # fmt: skip
-    other_text = commands.read_text(other or OTHER_CONTEXT) if baselines == "all" else None
-    matching = tuple((name, given) for name, given, _ in of_matching if given)
-    job = Job(recipe, producer, slots, matching, model, teacher, compressor, file, evaluate_on, cache, other_text,
-              baselines != "cheap", device, resume)  # fmt: skip
-    if many:
+    asked = options_of(ctx)
+    job = job_of(asked)
+    if asked.many:
         return tell_many(compress_many(job, context, out, threads), out, as_json)
     text = read_pieces(context) if compressor else commands.read_text(context)
     with Shards(threads) as shards:
         tell(job.make(job.open(), text, out, shards), as_json)
-
-
-def as_given(
-    init: str, slots: int | None, carrier: str | None, positions: str | None, beta: bool
-) -> tuple[int, str, str, int | None, bool]:
-    """What the options leave open: as the prompt in --init has it, or by default; and the offset of its tokens."""
-    if not init.endswith(PROMPT_FILE):
-        return slots or Recipe.slots, carrier or "embeddings", positions or "compact", None, beta
-    if carrier == LORA:
-        raise ValueError(f"--carrier lora begins as nothing, not as {init}; leave out --init")
-    given = SoftPrompt.load(init)
-    offset = given.offset if positions in (None, given.positions) else None
-    beta = beta or (given.beta is not None and carrier in (None, given.carrier))
-    return slots or given.length, carrier or given.carrier, positions or given.positions, offset, beta
 
 
 def tell(result: dict, as_json: bool) -> None:

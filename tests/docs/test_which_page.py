@@ -77,3 +77,14 @@ def test_the_readme_quotes_the_same_runs(script):
         assert f"{label} | {script.gap(found):.0f}% | {found[:, 2].mean():.0%} |" in told, label
     recalls = {name: script.field(name)[:, 2].mean() for name in SELECTORS}
     assert max(recalls, key=recalls.get) == "snapkv" and len(SELECTORS) == 9
+
+
+def test_5_losses_inside_beside_the_kl(script):
+    def told(way):
+        some = [line for line in script.way(way, 8) if line["seed"] == 0]
+        return f"{np.mean(script.closed(some)):.1f}%", f"{np.mean([line['recall'] for line in some]):.0%}"
+
+    for way, words in (("kv", "`kl` closes {} of the gap and recalls {}"), ("kv, hidden matched", "`hidden` alone {} and {}"),
+                       ("kv, kl and hidden", "`kl+0.1*hidden` {} and {}"), ("kv, kl and attention", "`kl+0.1*attention` {} and {}"),
+                       ("kv, attention matched", "closes {}, with {}")):  # fmt: skip
+        assert_quoted(5, words.format(*told(way)))
