@@ -87,4 +87,4 @@ def test_5_losses_inside_beside_the_kl(script):
     for way, words in (("kv", "`kl` closes {} of the gap and recalls {}"), ("kv, hidden matched", "`hidden` alone {} and {}"),
                        ("kv, kl and hidden", "`kl+0.1*hidden` {} and {}"), ("kv, kl and attention", "`kl+0.1*attention` {} and {}"),
                        ("kv, attention matched", "closes {}, with {}")):  # fmt: skip
-        assert_quoted(5, words.format(*told(way)))
+        assert_quoted("05", words.format(*told(way)))
