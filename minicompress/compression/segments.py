@@ -37,6 +37,7 @@ METHODS = {
     "icae": Method("embeddings", "lora", sees=False, merge="concatenate"),  # Ge et al. 2024
     "500x": Method("kv", "lora", sees=False, merge="concatenate"),  # Li et al. 2024
     "autocompressor": Method("embeddings", "all", sees=True, merge="concatenate"),  # Chevalier et al. 2023
+    "autocompressor-overwrite": Method("embeddings", "all", sees=True, merge="overwrite"),  # its other form
     "rmt": Method("embeddings", "all", sees=True, merge="overwrite", writes="state"),  # Bulatov et al. 2022
     "ccm": Method("kv", "slots", sees=True, merge="concatenate", advances=False),  # Kim et al. 2024
     "ccm-mean": Method("kv", "slots", sees=True, merge="mean", advances=False),
