@@ -6,7 +6,7 @@ from minicompress.arrays import array_module, like, to_host
 from minicompress.compression.compressor import door_of, weights_of
 from minicompress.compression.objectives import objective_of, read_loss
 from minicompress.compression.queries import pad
-from minicompress.compression.segments import add, states, states_backward
+from minicompress.compression.segments import add, gone_through, states, states_backward
 from minicompress.gpt2 import logits
 from minicompress.gpt2.prefix import predictors, read_tokens
 from minicompress.layers.losses import log_softmax
@@ -51,7 +51,8 @@ def compressor_gradient(raw, teacher, method, examples, shards, slots=None, hori
         loss, dslots = 0.0, None
         for example in examples[part]:
             of_reader = grads if method.adapts == "all" else None
-            found, caches = states(weights, config, method, used, example.segments, keep="grads")
+            within = gone_through([asked.step for asked in example.asked], horizon)
+            found, caches = states(weights, config, method, used, example.segments, "grads", within)
             losses, dstates = ask_all(found, (reader, config), teacher, method, example, len(used), scale, of_reader)
             of_weights = (None if method.adapts == "slots" else grads, grads)
             loss = loss + losses

@@ -103,21 +103,30 @@ def merge_backward(dmerged, how, count, length):
     return array_module(dmerged).split(dmerged, [length], axis=axis_of(dmerged))
 
 
-def each_state(weights, config, method, slots, segments, keep="nothing"):
-    """Yields for each of the segments (any iterable of lists of ids) the state after it, the segment, and the cache."""
+def each_state(weights, config, method, slots, segments, keep="nothing", within=None):
+    """Yields for each of the segments (any iterable of lists of ids) the state after it, the segment, and the cache.
+
+    within: the numbers of the segments whose activations are kept; None: of all.
+    """
     state = slots if method.writes == "state" else None
     for count, ids in enumerate(segments, 1):
         length = 0 if state is None else state.shape[axis_of(state)]
         begins = state if method.writes == "state" else slots
-        left, cache = read_segment(weights, config, method, begins, ids, state, keep)
+        kept = keep if within is None or count - 1 in within else "nothing"
+        left, cache = read_segment(weights, config, method, begins, ids, state, kept)
         state = merge(state if count > 1 else None, left, method.merge, count)
         yield state, ids, (cache, length)
 
 
-def states(weights, config, method, slots, segments, keep="nothing"):
+def states(weights, config, method, slots, segments, keep="nothing", within=None):
     """The states after all segments, and the caches, as two lists."""
-    found, _, caches = zip(*each_state(weights, config, method, slots, segments, keep), strict=True)
+    found, _, caches = zip(*each_state(weights, config, method, slots, segments, keep, within), strict=True)
     return list(found), list(caches)
+
+
+def gone_through(steps, horizon):
+    """The segments through which the gradient of the states after these steps goes back: up to each one's cut."""
+    return {i for step in steps for i in range(step - step % horizon if horizon else 0, step + 1)}
 
 
 def states_backward(dstates, caches, config, method, grads=(None, None), horizon=None):

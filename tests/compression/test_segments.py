@@ -1,5 +1,7 @@
 """Compressors that read segment by segment: gradients by every oracle, horizons that cut, states that do not grow."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 from segmenting import CHECKS, CONFIG, Case, K, gradient_error, horizon_case
 
 import strict_device
+from minicompress.compression import amortised, segments
 from minicompress.compression.compressor import Compressor, weights_of
 from minicompress.compression.segments import METHODS, read_segment_backward, states, states_backward
 from minicompress.trees import flatten, tree_map
@@ -51,6 +54,39 @@ def test_a_state_that_is_cut_off_from_its_slots_asks_nothing_of_them():
     cut = states_backward([None, None, None, cotangents[3]], caches, CONFIG, case.method, horizon=1)
     assert cut.shape == (K, CONFIG.n_embd) and not cut.any()
     assert np.isfinite(case.gradient(horizon=1)[0])
+
+
+@each_kind
+@pytest.mark.parametrize("horizon", [1, 2, 3, None])
+def test_what_is_not_gone_back_through_is_not_kept(kind, horizon, monkeypatch):
+    """Kept or not, the gradient is the same to the bit; and what is needed is all that is kept."""
+    case = Case(kind, segments=5)
+    case.examples = [example._replace(asked=[one for one in example.asked if one.step]) for example in case.examples[:1]]
+    mean, draw = case.gradient(horizon=horizon)
+    real, kept = segments.read_segment, []
+    monkeypatch.setattr(segments, "read_segment", lambda *args: (kept.append(args[-1] == "grads"), real(*args))[1])
+    case.gradient(horizon=horizon)
+    assert kept == [number >= {1: 4, 2: 4, 3: 3, None: 0}[horizon] for number in range(5)]
+    monkeypatch.setattr(amortised, "gone_through", lambda *_: range(5))
+    mean_all, draw_all = case.gradient(horizon=horizon)
+    assert mean == mean_all and all(np.array_equal(x, flatten(draw_all)[name]) for name, x in flatten(draw).items())
+
+
+def test_each_state_that_is_asked_goes_back_to_its_own_cut():
+    assert segments.gone_through([4], 2) == {4} and segments.gone_through([3], 2) == {2, 3}
+    assert segments.gone_through([1, 4], 3) == {0, 1, 3, 4} and segments.gone_through([0], None) == {0}
+    assert segments.gone_through([4], None) == segments.gone_through([4], 5) == set(range(5))
+
+
+def test_a_short_horizon_needs_less_memory():
+    case, peaks = Case("autocompressor", segments=6), []
+    case.examples = [example._replace(asked=[one for one in example.asked if one.step]) for example in case.examples[:1]]
+    for horizon in (None, 1):
+        tracemalloc.start()
+        case.gradient(horizon=horizon)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 0.7 * peaks[0], peaks
 
 
 @each_kind

@@ -157,8 +157,8 @@ def test_what_is_said_of_time_and_memory(script):
 def test_what_is_said_of_training_and_of_its_ends(script, figure):  # noqa: F811
     short, long, cut = script.training(64), script.training(448), script.training(448, 1)
     words = [f"{script.time(line['seconds'])} and {line['peak'] / 1e6:.0f} MB with {line['tokens']}" for line in (short, long)]
-    assert_quoted(22, f"{words[0]} tokens, {words[1]}", f"cuts the time to {script.time(cut['seconds'])}")
-    assert cut["peak"] == pytest.approx(long["peak"], rel=0.01)
+    assert_quoted(22, f"{words[0]} tokens, {words[1]}")
+    assert_quoted(22, f"cuts that to {script.time(cut['seconds'])} and {cut['peak'] / 1e6:.0f} MB")
     refused = [line for line in script.LINES if "refused" in line]
     assert {(line["producer"], line["tokens"]) for line in refused} == {("autocompressor", 4000), ("autocompressor", 16000)}
     assert answers.of_a_long_context(4, 192, 512, 32, 8)[2] == 1920
