@@ -15,6 +15,7 @@ KINDS = {  # label: producer, tokens of a segment, colour, line
     "icae": ("icae", 32, GREEN, "o-"),
     "500x": ("500x", 32, RED, "o-"),
     "autocompressor": ("autocompressor", 32, ORANGE, "o-"),
+    "autocompressor, overwriting": ("autocompressor-overwrite", 32, "black", "s:"),
     "rmt": ("rmt", 32, ORANGE, "s:"),
     "ccm": ("ccm", 32, "#75507b", "o-"),
     "ccm-mean": ("ccm-mean", 32, "#75507b", "s:"),
