@@ -46,7 +46,7 @@ def places(name, pair, ids, k, rng):
 
 def tokens(name, pair, ids, slots, rng):
     """The chosen tokens, as the keys and values that the model makes of them alone."""
-    check(ids, slots)
+    check(ids, slots, pair[1].n_positions if name == "selective" else None)
     wte = pair[0]["wte"]["weight"]
     chosen = wte[like(np.asarray(ids)[places(name, pair, ids, slots, rng)], wte)]
     return SoftPrompt(lift(*pair, chosen, "kv"), "kv")
@@ -61,7 +61,7 @@ def pooled_embeddings(pair, ids, slots, rng):
 
 def pooled_kv(pair, ids, slots, rng):
     """The mean keys and values of each of k consecutive parts of the context, as it was read; the rows follow it."""
-    check(ids, slots)
+    check(ids, slots, pair[1].n_positions)
     past = read_tokens(*pair, ids).past
     xp = array_module(past[0][0])
     kv = xp.stack([xp.stack([k[0], v[0]]) for k, v in past])  # (L, 2, H, T, D)
@@ -81,7 +81,7 @@ def evicted(choose, pair, ids, slots, rng):
     choose(probs (H, T, T), k) -> places (H, k), of one layer's attention at a time. It is asked once, when all has been
     read: the published ways evict while they read or write, so that what is read later never sees what is gone.
     """
-    check(ids, slots)
+    check(ids, slots, pair[1].n_positions)
     (params, config), left = pair, []
     x = embed(params, np.asarray(ids)[None])
     xp = array_module(x)
@@ -132,10 +132,13 @@ def greatest(scores, ties, k, last):
     return np.concatenate([best, np.broadcast_to(np.arange(n, n + last), (H, last))], axis=1)
 
 
-def check(ids, slots):
-    """Raises ValueError where there are more slots than tokens."""
+def check(ids, slots, room=None):
+    """Raises ValueError where there are more slots than tokens; or, where all must be read at once, no room for it."""
     if slots > len(ids):
         raise ValueError(f"the context has {len(ids):,} tokens, of which {slots:,} cannot be selected")
+    if room is not None and len(ids) >= room:
+        words = f"{len(ids):,} context tokens and one behind them need {len(ids) + 1:,}"
+        raise ValueError(f"n_positions is {room:,}; {words}: this selector reads all of them at once")
 
 
 TOKENS = ("first", "last", "first-last", "random", "selective")

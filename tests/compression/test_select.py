@@ -219,3 +219,12 @@ def test_on_a_strict_device_the_same_bits(name):
 def test_more_slots_than_tokens(name):
     with pytest.raises(ValueError, match="the context has 9 tokens, of which 10 cannot be selected"):
         SELECTORS[name](PAIR, IDS, 10, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("name", ["selective", "pooled-kv", "h2o", "snapkv"])
+def test_what_must_read_all_says_how_much_room_that_needs(name):
+    ids = np.random.default_rng(0).integers(TINY.vocab_size, size=TINY.n_positions).tolist()
+    said = f"n_positions is {TINY.n_positions}; {len(ids)} context tokens and one behind them need {len(ids) + 1}"
+    with pytest.raises(ValueError, match=said):
+        SELECTORS[name](PAIR, ids, 4, np.random.default_rng(0))
+    SELECTORS["first"](PAIR, ids, 4, np.random.default_rng(0))
