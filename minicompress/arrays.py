@@ -40,6 +40,11 @@ def to_host(x):
     return x.get() if hasattr(x, "get") else np.asarray(x)
 
 
+def zeros_like(x):
+    """Zeros of x's shape and dtype, where x lives."""
+    return array_module(x).zeros_like(x)
+
+
 def few_rows(x):
     """Slices of x's first axis, each of as many numbers as a core's cache holds; one slice for all on a GPU.
 

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from minicompress.arrays import array_module, like, to_host
+from minicompress.arrays import like, to_host, zeros_like
 from minicompress.compression.compressor import door_of, weights_of
 from minicompress.compression.objectives import objective_of, read_loss
 from minicompress.compression.queries import pad
@@ -47,7 +47,7 @@ def compressor_gradient(raw, teacher, method, examples, shards, slots=None, hori
     scale = 1 / sum(asked.mass for example in examples for asked in example.asked)
 
     def shard(part):
-        grads = tree_map(zeros, reader) if method.adapts == "all" else room_for(base, raw["low"])
+        grads = tree_map(zeros_like, reader) if method.adapts == "all" else room_for(base, raw["low"])
         loss, dslots = 0.0, None
         for example in examples[part]:
             of_reader = grads if method.adapts == "all" else None
@@ -63,7 +63,7 @@ def compressor_gradient(raw, teacher, method, examples, shards, slots=None, hori
     summed = grads[0]
     for other in grads[1:]:
         summed = tree_map(add, summed, other)
-    draw = {"slots": zeros(raw["slots"])}
+    draw = {"slots": zeros_like(raw["slots"])}
     draw["slots"][: len(used)] = sum(dslots[1:], dslots[0])
     draw |= {"params": summed} if method.adapts == "all" else {"low": adapt_backward(summed, cache)}
     return float(to_host(sum(losses))), draw
@@ -92,7 +92,3 @@ def taught(how, teacher, segments, ids, scored, weight):
         return log_softmax(logits(params, predictors(*teacher, read, ids, scored)[0]))
 
     return objective_of(read_loss(how), weight, logp, lambda: like(ids[scored], params["wte"]["weight"]))
-
-
-def zeros(x):
-    return array_module(x).zeros_like(x)

@@ -8,7 +8,7 @@ key and value projections are left between them and the prefix. Slots as *kv* ar
 values themselves. Only embeddings have a last state, and so predict a first token.
 """
 
-from minicompress.arrays import array_module
+from minicompress.arrays import array_module, zeros_like
 from minicompress.gpt2.prefix import EMBEDDINGS, Door, Prefix, read_slots
 from minicompress.layers.layernorm import layernorm, layernorm_backward
 from minicompress.layers.linear import linear, linear_backward
@@ -118,7 +118,7 @@ def leading(count):
         return cut(slots, count), slots
 
     def bake_backward(dcut, slots):
-        dslots = tree_map(lambda x: array_module(x).zeros_like(x), slots)
+        dslots = tree_map(zeros_like, slots)
         tree_map(lambda whole, part: whole.__setitem__(..., part), cut(dslots, count), dcut)
         return dslots
 

@@ -11,7 +11,7 @@ from operator import add
 
 import numpy as np
 
-from minicompress.arrays import array_module, like, to_host
+from minicompress.arrays import array_module, like, to_host, zeros_like
 from minicompress.gpt2.model import backward, forward, positions
 from minicompress.gpt2.prefix import Door, Prefix, check_first
 from minicompress.prompts.carriers import DOORS
@@ -199,8 +199,7 @@ def tenants_gradient(model, prompts, numbers, ids, scored, make_objective, shard
         loss, asked = asked_by_rows(model, prefix, ids[rows], scored[rows], objective)
         return loss, mine, read_many_backward(asked, cache)
 
-    zeros = lambda x: array_module(x).zeros_like(x)
-    losses, parts = 0, [None if prompt is None else tree_map(zeros, prompt.tree) for prompt in prompts]
+    losses, parts = 0, [None if prompt is None else tree_map(zeros_like, prompt.tree) for prompt in prompts]
     for loss, mine, found in over_shards(shard, scored, make_objective, shards):
         losses = losses + loss
         for n, d in zip(mine, found, strict=True):

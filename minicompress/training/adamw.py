@@ -4,14 +4,13 @@ import math
 
 import numpy as np
 
-from minicompress.arrays import array_module, few_rows, to_host
+from minicompress.arrays import array_module, few_rows, to_host, zeros_like
 from minicompress.trees import flatten, tree_map
 
 
 def adamw_init(params):
     """Step 0: first and second moments of zero, in the shape of the params."""
-    zeros = lambda p: array_module(p).zeros_like(p)
-    return {"step": 0, "m": tree_map(zeros, params), "v": tree_map(zeros, params)}
+    return {"step": 0, "m": tree_map(zeros_like, params), "v": tree_map(zeros_like, params)}
 
 
 def adamw_step(params, grads, state, lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0):

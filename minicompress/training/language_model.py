@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from minicompress.arrays import array_module, like
+from minicompress.arrays import like, zeros_like
 from minicompress.gpt2 import backward, embed, embed_backward, forward, head_loss
 from minicompress.layers.losses import cross_entropy, cross_entropy_backward
 from minicompress.trees import tree_map
@@ -17,7 +17,7 @@ def language_model_step(params, config, tokens, weights, shards, offset=0):
     total = weights.sum()
 
     def shard(rows):
-        grads = tree_map(lambda p: array_module(p).zeros_like(p), params)
+        grads = tree_map(zeros_like, params)
         ids, targets, scale = tokens[rows, :-1], tokens[rows, 1:].reshape(-1), weights[rows].reshape(-1) / total
         x = embed(params, ids, offset)
         hidden, _, cache = forward(params, config, x, keep="grads")
@@ -33,7 +33,7 @@ def language_model_step(params, config, tokens, weights, shards, offset=0):
 
         flat = hidden.reshape(-1, config.n_embd)
         losses, dscored = head_loss(params, flat[scored], objective, grads)
-        dhidden = array_module(flat).zeros_like(flat)
+        dhidden = zeros_like(flat)
         dhidden[scored] = dscored
         dx, _ = backward(dhidden.reshape(hidden.shape), cache, grads=grads)
         embed_backward(dx, ids, grads, offset)
