@@ -18,7 +18,7 @@ from minicompress import commands
 from minicompress.cli.common import aside, bar, finite, show
 from minicompress.cli.compressors import FILE
 from minicompress.cli.produce import Job, Opened
-from minicompress.compression.run import PROMPT_FILE
+from minicompress.compression.run import hash_of_init
 from minicompress.compression.training import read_record
 from minicompress.evaluation.baselines import summary
 from minicompress.evaluation.metrics import mean_interval
@@ -64,10 +64,9 @@ def facts_of(job: Job, opened: Opened) -> dict:
     hashes: dict[str, Any] = {"model": opened.student.hash, "teacher": opened.teacher.hash}
     asked = {"queries": job.queries, "evaluate_on": job.evaluate_on}
     hashes |= {name: text_hash(commands.read_text(path)) for name, path in asked.items() if path}
-    if opened.trained and job.compressor:
-        hashes |= {"reader": opened.trained[1].hash, "compressor": bytes_hash((job.compressor / FILE).read_bytes())}
-    if (init := Path(job.recipe.init)).suffix == PROMPT_FILE:
-        hashes |= {"init": bytes_hash(init.read_bytes())}
+    if opened.compressor and job.compressor:
+        hashes |= {"reader": opened.compressor[1].hash, "compressor": bytes_hash((job.compressor / FILE).read_bytes())}
+    hashes |= hash_of_init(job.recipe)
     said = {name: getattr(job, name) for name in ("producer", "slots", "matching", "other", "selected")}
     said |= {"recipe": asdict(job.recipe), "hashes": hashes}
     return json.loads(json.dumps(said))  # as it will be read again

@@ -10,13 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minicompress import commands
-from minicompress.arrays import to_host
 from minicompress.cli.common import aside, bar, take_up
 from minicompress.cli.compressors import open_compressor
 from minicompress.compression.cache import DECIDES
 from minicompress.compression.compressor import Compressor
 from minicompress.compression.matching import attention_matching, repeat_prefill
-from minicompress.compression.problem import QUERY_TOKENS, Model, Problem, Recipe, check_positions, place
+from minicompress.compression.problem import QUERY_TOKENS, Model, Problem, Recipe, check_positions
 from minicompress.compression.run import Run
 from minicompress.compression.select import SELECTORS
 from minicompress.compression.sources import settled, split_text
@@ -56,11 +55,11 @@ class Job:
         """Reads the models from disk, once for all contexts."""
         student = commands.open_model(self.model, self.device)
         teacher = commands.open_model(self.teacher, self.device) if self.teacher else student
-        trained = open_compressor(self.compressor, student, self.device) if self.compressor else None
-        if trained and self.producer and self.producer != (kind := trained[0].kind):
+        compressor = open_compressor(self.compressor, student, self.device) if self.compressor else None
+        if compressor and self.producer and self.producer != (kind := compressor[0].kind):
             words = f"{self.compressor} holds a compressor of the kind {kind}"
             raise ValueError(f"{words}; --producer is {self.producer}")
-        return Opened(student, teacher, trained)
+        return Opened(student, teacher, compressor)
 
     def make(self, opened: "Opened", text: str | Iterable[str], out: Path, shards: Shards, asked: Any = None) -> dict:
         """Writes the prompt's file -> its facts, and the table where there can be one; asked: else `evaluate_on`.
@@ -72,8 +71,8 @@ class Job:
             return by_gradient(self, opened, text, out, given)
         stream = Stream(text, opened.student.tokenizer, opened.student.pair[1].n_positions)
         pose = lambda **fits: Problem(opened.student, opened.teacher, stream.text, replace(self.recipe, **fits), *given)
-        if opened.trained:
-            way = by_compressor(self.compressor, *opened.trained, self.slots)
+        if opened.compressor:
+            way = by_compressor(self.compressor, *opened.compressor, self.slots)
         elif self.producer == MATCHING:
             way = by_matching(pose, self.recipe.slots, **dict(self.matching))
         else:
@@ -82,11 +81,11 @@ class Job:
 
 
 class Opened(NamedTuple):
-    """The models of a job; and its trained compressor, with the model that reads what this makes."""
+    """The models of a job; and its compressor, with the model that reads what this makes."""
 
     student: Model
     teacher: Model
-    trained: tuple[Compressor, Model] | None = None
+    compressor: tuple[Compressor, Model] | None = None
 
 
 def by_gradient(job: Job, opened: Opened, text: Any, out: Path, given: tuple) -> dict:
@@ -196,9 +195,9 @@ def compress_once(
     table of a context that no teacher can read. Nothing is written before all is known to be right.
     """
     ids = stream.ids() if recipe.queries != "continuation" else iter(split_text(list(stream.ids()), recipe)[0])
-    made, config = way.make(ids), way.reader.pair[1]
+    made = way.make(ids)
     seconds, room = time.perf_counter() - way.began, model.pair[1].n_positions
-    made.check_model(config, str(out))
+    made.check_model(way.reader.pair[1], str(out))
     problem = None
     if stream.count + QUERY_TOKENS <= room:
         with aside.status("the teacher reads the context, and what is asked of it"):
@@ -207,7 +206,6 @@ def compress_once(
     count = len(problem.ids) if problem else stream.count
     said = {"model": way.reader.hash, "context": stream.hash, "context_tokens": count, "recipe": way.recipe}
     said |= {"compressor": made.provenance} if made.provenance else {}
-    made = replace(made, slots=to_host(made.slots), beta=None if made.beta is None else to_host(made.beta))
     replace(made, provenance=said).save(out)
     facts = {"out": str(out), "producer": way.recipe["producer"], "context_tokens": count, "slots": made.length,
              "seconds": seconds} | ({"reader": str(way.folder)} if way.folder else {})  # fmt: skip
@@ -215,7 +213,5 @@ def compress_once(
         aside.print(f"no table: n_positions is {room:,}, so no teacher can read {count:,} tokens and a query")
         return facts
     with aside.status("evaluating on the held-out queries"):
-        here = lambda x: None if x is None else place(x, model.wte)
-        made = replace(made, slots=here(made.slots), beta=here(made.beta))
         extra = selected(problem) if rows else None
         return facts | evaluate(problem, extra, made={"sigma": made}, reader=way.reader.pair)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from minicompress import commands
-from minicompress.cli.common import Device, Json, ModelDir, app, bar, show, take_up
+from minicompress.cli.common import Device, Json, ModelDir, app, aside, bar, show, take_up
 from minicompress.cli.compressors import keep_compressor
 from minicompress.compression.segments import METHODS
 from minicompress.compression.training import Recipe, Training, read_records
@@ -55,7 +55,8 @@ def train_compressor(
         raise ValueError(f"--out {out} is a file; a compressor is a folder")
     checkpoint = out / "checkpoint.safetensors"
     with Shards(threads) as shards:
-        training = Training(opened, records, recipe, shards, text_hash(text))
+        with aside.status("every record is looked at"):
+            training = Training(opened, records, recipe, shards, text_hash(text))
         out.mkdir(parents=True, exist_ok=True)
         take_up(training, checkpoint, resume)
         with bar() as progress:

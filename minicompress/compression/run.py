@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minicompress.arrays import array_module, to_host
+from minicompress.arrays import to_host, zeros_like
 from minicompress.compression.gradient import train_slots
 from minicompress.compression.inside import TeacherInside
 from minicompress.compression.objectives import INSIDE, check_loss, read_loss
@@ -38,15 +38,17 @@ def initial_slots(model, context_ids, recipe):
     if recipe.carrier == LORA:
         return init(rng, model.pair[0], rank_at_equal_size(recipe.slots))
     if recipe.init.endswith(PROMPT_FILE):
-        return from_file(model, recipe)
-    slots = initialise(model.pair, model.tokenizer, recipe.init, recipe.slots, recipe.carrier, rng, context_ids)
+        slots, beta = from_file(model, recipe)
+    else:
+        how = recipe.init, recipe.slots, recipe.carrier
+        slots, beta = initialise(model.pair, model.tokenizer, *how, rng, context_ids), None
     if not recipe.beta:
         return slots
-    return {"slots": slots, "beta": array_module(slots).zeros_like(slots[:, 0, ..., 0])}
+    return {"slots": slots, "beta": zeros_like(slots[:, 0, ..., 0]) if beta is None else beta}
 
 
 def from_file(model, recipe):
-    """The first slots of the prompt in `recipe.init`; embeddings become what the carrier needs.
+    """The first slots of the prompt in `recipe.init`, and their masses or None; embeddings become another carrier.
 
     Raises ValueError where it is another model's, has fewer slots, or is of a carrier that cannot become this one.
     """
@@ -64,10 +66,13 @@ def from_file(model, recipe):
     given = given.first(recipe.slots)
     slots = place(given.slots, model.wte)
     slots = slots if given.carrier == wanted else lift(*model.pair, slots, wanted)
-    if not recipe.beta:
-        return slots
-    zeros = array_module(slots).zeros_like(slots[:, 0, ..., 0])
-    return {"slots": slots, "beta": zeros if given.beta is None else place(given.beta, model.wte)}
+    return slots, None if given.beta is None else place(given.beta, model.wte)
+
+
+def hash_of_init(recipe):
+    """{"init": of the prompt's file to begin as}, since another file of that name is another run; or {}."""
+    named = recipe.init.endswith(PROMPT_FILE)
+    return {"init": bytes_hash(Path(recipe.init).read_bytes())} if named else {}
 
 
 def check_recipe(recipe, student, teacher):
@@ -93,8 +98,7 @@ class Run(Problem):
     def __init__(self, model, teacher, text, recipe, queries_file=None, evaluate_on=None, shards=None, cache=None):
         check_recipe(recipe, model.pair[1], teacher.pair[1])
         super().__init__(model, teacher, text, recipe, queries_file, evaluate_on, shards, cache)
-        if recipe.init.endswith(PROMPT_FILE) and Path(recipe.init).exists():
-            self.hashes |= {"init": bytes_hash(Path(recipe.init).read_bytes())}
+        self.hashes |= hash_of_init(recipe)
         self.seconds_training = 0.0
         self.ask(self.train)
         if not self.asked:
