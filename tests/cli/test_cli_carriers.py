@@ -228,6 +228,8 @@ def test_a_prompt_is_gone_on_from_as_it_stands(run, here, quick):
     assert (prompt.slots[..., 1:, :] != begun.slots[..., 1:, :]).any() and result["kl_init"] is not None
     recipe = prompt.provenance["recipe"]
     assert recipe["init"] == "p.safetensors" and recipe["any_prefix"] and recipe["freeze_first"]
+    replace(begun, offset=77).save("p.safetensors")  # behind a context of another length, as a compressor's may be
+    assert run(*refine)[0] == 0 and SoftPrompt.load("q").offset == 77 != begun.offset
     assert run(*refine, "--slots", 2)[0] == 0 and SoftPrompt.load("q").length == 2
     assert run(*refine, "--positions", "compact", "--beta")[0] == 0
     assert (SoftPrompt.load("q").positions, SoftPrompt.load("q").beta.shape) == ("compact", (2, 2, 4))
