@@ -253,6 +253,14 @@ def test_records_are_looked_at_before_anything_is_trained(line, said, train, dat
     assert not (data / "gist").exists()
 
 
+def test_without_a_teacher_a_context_may_be_longer_than_the_window(train, data):
+    """Nobody reads all of it at once: the answers are those of the file."""
+    record = {"context": "a dog " * 90, "queries": [{"question": "Who?", "answer": "Tom"}]}
+    (data / "contexts.jsonl").write_text(json.dumps(record))
+    code, out, err = train("rmt", "--loss", "likelihood")
+    assert code == 0, err
+
+
 @pytest.mark.parametrize("producer", ["last", "attention-matching", "rmt"])
 def test_a_context_whose_end_is_asked_is_compressed_without_it(producer, train, run, data, model):
     """Slots that had read what is held out would be no compression of the rest."""
